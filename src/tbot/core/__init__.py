@@ -1,0 +1,1 @@
+"""What every other package may use: money, ids, clock, errors, tasks, bus, log, settings."""

@@ -1,0 +1,135 @@
+"""Every exception of the server, in one tree.
+
+    TBotError
+    ├── InvalidAmount            a number is not a plain decimal within bounds
+    ├── ConfigurationError       settings or the machine do not allow a start; says what to do
+    │   └── DataDirectoryError   data directory in use, lost, or of another version
+    ├── AuthError                who is asking is not known or not allowed
+    │   ├── InvalidCredentials
+    │   ├── InvalidToken         malformed, expired, revoked or of the wrong kind
+    │   └── InsufficientScope
+    ├── NotFound                 no such thing, or not the asker's: the two look the same
+    ├── InvalidCursor            a page or resume cursor that this server did not issue
+    ├── Unavailable              certainly not executed; try again later (`retry_after_s`)
+    │   ├── Overloaded           a bounded queue is full or its head too old
+    │   ├── JournalUnavailable   no database at the moment
+    │   └── MarketDataUnavailable
+    ├── OutcomeUnknown           may or may not have been executed; repeat under the same key
+    ├── IntegrityError           a chain, a sum or a replay that does not hold: stop and look
+    └── VenueError               see below
+        ├── VenueRefused         a definite no to this attempt (`code`, `reason`)
+        ├── VenueNotSent         certainly never left this process
+        ├── VenueRateLimited     a definite no, and the budget is frozen (`retry_after_s`)
+        ├── VenueAmbiguous       the venue may or may not have acted: never guess
+        └── VenueDown            no connection, for calls that change nothing
+
+Business refusals are *values*, not exceptions: see `tbot.core.refusals`. HTTP statuses are mapped
+once, in `tbot.web.problems`; nothing here knows them. A message names no secret: it may reach a
+log or a caller.
+"""
+
+from __future__ import annotations
+
+
+class TBotError(Exception):
+    """Base of all errors that T-Bot raises on purpose."""
+
+
+class InvalidAmount(TBotError):
+    """A number is not a plain decimal within bounds."""
+
+
+class ConfigurationError(TBotError):
+    """Settings or the machine do not allow a start; the message says what to do."""
+
+
+class DataDirectoryError(ConfigurationError):
+    """The data directory is in use, lost or of another version."""
+
+
+class AuthError(TBotError):
+    """Who is asking is not known or not allowed."""
+
+
+class InvalidCredentials(AuthError):
+    """User or password is wrong; the same for an unknown user."""
+
+
+class InvalidToken(AuthError):
+    """A token is malformed, expired, revoked or of the wrong kind."""
+
+
+class InsufficientScope(AuthError):
+    """The token is good but does not cover this call."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this call needs the scope {scope!r}")
+        self.scope = scope
+
+
+class NotFound(TBotError):
+    """No such thing, or not the asker's: the two look the same on purpose."""
+
+
+class InvalidCursor(TBotError):
+    """A page or resume cursor that this server did not issue for this list."""
+
+
+class Unavailable(TBotError):
+    """Certainly not executed; the caller may try again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    """A bounded queue is full, or what waits in it is too old."""
+
+
+class JournalUnavailable(Unavailable):
+    """The database cannot be reached at the moment."""
+
+
+class MarketDataUnavailable(Unavailable):
+    """No fresh market data for a call that cannot do without."""
+
+
+class OutcomeUnknown(TBotError):
+    """May or may not have been executed: repeat it under the same key to learn which."""
+
+
+class IntegrityError(TBotError):
+    """A chain, a sum or a replay does not hold. Nothing repairs this by itself."""
+
+
+class VenueError(TBotError):
+    """Something went wrong between T-Bot and a venue."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class VenueRefused(VenueError):
+    """A definite no to this attempt; an earlier attempt may still live."""
+
+
+class VenueNotSent(VenueError):
+    """The request certainly never left this process: it may be sent again."""
+
+
+class VenueRateLimited(VenueError):
+    """A definite no because of a budget; nothing may be sent before `retry_after_s`."""
+
+    def __init__(self, message: str, code: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, code)
+        self.retry_after_s = retry_after_s
+
+
+class VenueAmbiguous(VenueError):
+    """The venue may or may not have acted. The order becomes `unknown`; only the venue can tell."""
+
+
+class VenueDown(VenueError):
+    """No connection to the venue, for calls that change nothing there."""

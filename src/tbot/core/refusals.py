@@ -1,0 +1,103 @@
+"""Why a command was refused: a closed list, part of the public API.
+
+`docs/refusals.md` is generated from this enum (`make docs`) and a test fails when they differ.
+A refusal changed nothing: no journal entry, no funds held, nothing sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Reason(StrEnum):
+    """A reason's value is the `code` of the problem document; its `doc` is the table's text."""
+
+    doc: str
+
+    def __new__(cls, value: str, doc: str) -> Reason:
+        """Attach the documentation to the member."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.doc = doc
+        return member
+
+    ACCOUNT_CLOSED = "account_closed", "The account is closed: nothing more happens on it."
+    ACCOUNT_FROZEN = "account_frozen", "The account is frozen by an administrator."
+    ACCOUNT_EXISTS = "account_exists", "An account with this id already exists."
+    CLIENT_ORDER_ID_REUSED = (
+        "client_order_id_reused",
+        "This client_order_id already names an order of this account with other content.",
+    )
+    INSTRUMENT_UNKNOWN = "instrument_unknown", "No such instrument on the account's venue."
+    INSTRUMENT_HALTED = "instrument_halted", "The venue does not trade this instrument now."
+    INSTRUMENT_NOT_ALLOWED = (
+        "instrument_not_allowed",
+        "The account's risk limits do not list this instrument.",
+    )
+    VENUE_HALTED = "venue_halted", "Trading on this venue is halted; the detail says why."
+    PRICE_OFF_TICK = "price_off_tick", "The price is not a multiple of the instrument's tick."
+    PRICE_OUT_OF_RANGE = (
+        "price_out_of_range",
+        "The price is below the instrument's lowest or above its highest price.",
+    )
+    PRICE_OUTSIDE_COLLAR = (
+        "price_outside_collar",
+        "The price is further through the market than the account's price collar allows.",
+    )
+    QUANTITY_OFF_STEP = (
+        "quantity_off_step",
+        "The quantity is not a multiple of the instrument's step.",
+    )
+    QUANTITY_OUT_OF_RANGE = (
+        "quantity_out_of_range",
+        "The quantity is below the instrument's smallest or above its largest.",
+    )
+    AMOUNT_TOO_PRECISE = (
+        "amount_too_precise",
+        "The amount has more decimals than its asset; nothing is rounded for you.",
+    )
+    NOTIONAL_OUT_OF_RANGE = (
+        "notional_out_of_range",
+        "Price times quantity is outside what the instrument allows.",
+    )
+    MAX_ORDER_NOTIONAL = (
+        "max_order_notional",
+        "The order is worth more than the account's limit for one order.",
+    )
+    MAX_OPEN_ORDERS = "max_open_orders", "The account has as many open orders as it may."
+    NO_MARKET_PRICE = (
+        "no_market_price",
+        "No fresh market price is known, and this order cannot be checked without one.",
+    )
+    INSUFFICIENT_FUNDS = "insufficient_funds", "The available balance does not cover the order."
+    ACCOUNT_NEGATIVE = (
+        "account_negative",
+        "A balance of the account is below zero: no new orders until it is settled.",
+    )
+    SEND_TOO_LATE = (
+        "send_too_late",
+        "The venue's rate budget would let this order out only after its send-by time.",
+    )
+    ORDER_NOT_FOUND = "order_not_found", "The account has no such order."
+    ORDER_CLOSED = "order_closed", "The order has already reached a final state."
+    FILLS_MISSING = (
+        "fills_missing",
+        "Internal: a venue report claims more executions than it lists; the gateway fetches them.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A command that was not accepted, and why. Nothing changed.
+
+    Attributes:
+        reason: From the closed enum.
+        detail: One sentence for the caller with the figures that decided.
+        facts: Those figures by name, for machines; values are JSON types.
+    """
+
+    reason: Reason
+    detail: str = ""
+    facts: dict[str, Any] | None = None

@@ -1,0 +1,213 @@
+"""Every setting, with its default, unit and meaning.
+
+Read from the environment: `TBOT_DATA_DIR`, or `TBOT_HTTP__PORT` for a setting in a section.
+`docs/settings.md` is generated from this file (`make docs`); a test fails when they differ.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tbot.core.money import MoneyText
+
+Role = Literal["api", "gateway", "market"]
+
+
+class HttpSettings(BaseModel):
+    """The HTTP and WebSocket edge."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    body_bytes_max: int = Field(65_536, ge=1024, description="Largest request body.")
+    json_depth_max: int = Field(32, ge=2, description="Deepest nesting of a JSON body.")
+    wait_s_max: float = Field(30.0, ge=0, description="Longest `Prefer: wait` honoured.")
+    page_size: int = Field(100, ge=1, description="Items on a page when the caller names none.")
+    page_size_max: int = Field(1000, ge=1, description="Most items on a page.")
+    shutdown_timeout_s: float = Field(
+        10.0, gt=0, description="How long open requests may take to end at shutdown."
+    )
+    public_docs: bool = Field(True, description="Serve `/docs` and `/openapi.json`.")
+
+
+class DatabaseSettings(BaseModel):
+    """Postgres: embedded unless a URL is given."""
+
+    url: SecretStr | None = Field(
+        None,
+        description="URL of a Postgres (18 or newer) to use instead of the embedded one, as "
+        "`postgresql://user:password@host/name`. Its role should own the database.",
+    )
+    pool_size_max: int = Field(10, ge=2, description="Most pooled connections of one process.")
+    statement_timeout_s: float = Field(10.0, gt=0, description="Longest pooled statement.")
+    start_timeout_s: float = Field(
+        600.0, gt=0, description="How long the embedded server may take to recover at start."
+    )
+
+
+class AuthSettings(BaseModel):
+    """Passwords and tokens."""
+
+    issuer: str = Field("tbot", description="`iss` of our tokens.")
+    audience: str = Field("tbot-api", description="`aud` of access tokens.")
+    access_ttl_s: int = Field(900, ge=10, description="Lifetime of an access token.")
+    refresh_ttl_s: int = Field(
+        14 * 86_400, ge=60, description="Absolute lifetime of a refresh token family."
+    )
+    refresh_grace_s: int = Field(
+        0, ge=0, le=60, description="How long a just-rotated refresh token may be repeated."
+    )
+    hash_workers: int = Field(1, ge=1, description="Threads that hash passwords.")
+    hash_queue_max: int = Field(32, ge=1, description="Logins waiting for them; then 503.")
+    password_length_min: int = Field(15, ge=8, description="Shortest password.")
+    password_length_max: int = Field(256, ge=64, description="Longest password.")
+
+
+class CommitterSettings(BaseModel):
+    """The write path."""
+
+    queue_max: int = Field(4096, ge=1, description="Commands waiting; then 503.")
+    queue_reserved: int = Field(
+        1024, ge=0, description="Of those, places only venue reports and cancels may take."
+    )
+    queue_age_s_max: float = Field(2.0, gt=0, description="Oldest waiting new order; then 503.")
+    batch_max: int = Field(256, ge=1, description="Most commands in one transaction.")
+    batch_time_s_max: float = Field(
+        0.05, gt=0, description="A batch takes no further command once deciding took this long."
+    )
+    transaction_timeout_s: float = Field(
+        10.0, gt=0, description="The server ends a transaction that lasts longer."
+    )
+    idle_timeout_s: float = Field(
+        1.0, gt=0, description="The server ends a transaction that sits idle longer."
+    )
+    resolve_timeout_s: float = Field(
+        10.0, gt=0, description="How long an unknown COMMIT is looked into before answering 504."
+    )
+    accounts_cached_max: int = Field(10_000, ge=1, description="Account states kept in memory.")
+
+
+class GatewaySettings(BaseModel):
+    """Sending orders and learning what became of them."""
+
+    send_by_s: float = Field(5.0, gt=0, description="An order not sent within this is not sent.")
+    receive_window_ms: int = Field(
+        3000, ge=100, le=60_000, description="Age at which a venue refuses our request."
+    )
+    answer_timeout_s: float = Field(
+        12.0, gt=10, description="How long an order request may stay unanswered: above the "
+        "venue's own ten seconds."
+    )
+    absence_margin_s: float = Field(
+        5.0, ge=1, description="Added to send-by + receive window + 10 s before the venue's "
+        "'no such order' is believed."
+    )
+    lease_ttl_s: float = Field(4.0, ge=1, description="Lifetime of a venue account's lease.")
+    open_orders_interval_s: float = Field(
+        30.0, gt=0, description="How often open orders are compared with the venue's."
+    )
+    unknown_interval_s: float = Field(1.0, gt=0, description="First delay between questions.")
+    in_flight_max: int = Field(256, ge=1, description="Order requests unanswered at once.")
+
+
+class PaperSettings(BaseModel):
+    """The paper venue: where T-Bot finds it, and with which key."""
+
+    enabled: bool = Field(True, description="Trade on the paper exchange.")
+    url: str = Field("", description="Its address; empty takes the supervised child's.")
+    api_key: str = Field("", description="API key; empty takes the supervised child's.")
+    api_secret: SecretStr = Field(SecretStr(""), description="API secret, likewise.")
+
+
+class ExchangeSettings(BaseModel):
+    """The paper exchange process."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    source: Literal["synthetic", "replay"] = Field(
+        "synthetic", description="Where its market comes from."
+    )
+    seed: int = Field(1, description="Seed of the synthetic market.")
+    replay_files: list[Path] = Field(
+        default_factory=list, description="Recordings to play, a JSON list of paths."
+    )
+    replay_speed: float = Field(
+        1.0, ge=0, description="Times real time; 0 plays as fast as possible."
+    )
+    replay_wait_for: list[str] = Field(
+        default_factory=list,
+        description="Streams (as `btcusdt@trade`) that must be subscribed before a replay starts.",
+    )
+    maker_fee: MoneyText = Field(Decimal("0.001"), description="Fee rate of resting orders.")
+    taker_fee: MoneyText = Field(Decimal("0.001"), description="Fee rate of aggressing orders.")
+
+
+class MarketSettings(BaseModel):
+    """Market data inside T-Bot."""
+
+    stale_after_s: float = Field(
+        10.0, gt=0, description="Silence after which a market is marked stale."
+    )
+    trades_kept: int = Field(1000, ge=1, description="Recent trades kept per instrument.")
+
+
+class StreamSettings(BaseModel):
+    """WebSocket clients."""
+
+    clients_max: int = Field(10_000, ge=1, description="Connections; then 503.")
+    auth_timeout_s: float = Field(5.0, gt=0, description="First message must log in within this.")
+    subscriptions_max: int = Field(256, ge=1, description="Subscriptions of one connection.")
+    message_bytes_max: int = Field(65_536, ge=1024, description="Largest inbound message.")
+    messages_per_s_max: float = Field(20.0, gt=0, description="Inbound messages, sustained.")
+    queue_bytes_max: int = Field(
+        262_144, ge=4096, description="Bytes waiting for one client; then the channel's slow policy."
+    )
+    heartbeat_s: float = Field(15.0, gt=0, description="Silence after which we ping.")
+    heartbeat_timeout_s: float = Field(8.0, gt=0, description="Then silence that closes.")
+
+
+class RiskSettings(BaseModel):
+    """Limits that a new account starts with; each account's can be changed."""
+
+    max_order_notional: MoneyText = Field(
+        Decimal("100000"), description="Largest order, in the quote asset."
+    )
+    max_open_orders: int = Field(200, ge=0, description="Most open orders.")
+    price_collar: MoneyText = Field(
+        Decimal("0.05"), description="How far through the market a price may be (0.05 = 5 %)."
+    )
+    price_age_s_max: float = Field(10.0, gt=0, description="Oldest market price for a check.")
+
+
+class Settings(BaseSettings):
+    """All settings of a T-Bot process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TBOT_", env_nested_delimiter="__", extra="forbid", validate_default=True
+    )
+
+    data_dir: Path = Field(Path("data"), description="Where everything that must survive lives.")
+    roles: list[Role] = Field(
+        default_factory=lambda: ["api", "gateway", "market"],
+        description="What this process does, a JSON list.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe event that is logged."
+    )
+    log_form: Literal["auto", "json", "text"] = Field(
+        "auto", description="`json`, `text`, or by whether stderr is a terminal."
+    )
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    auth: AuthSettings = Field(default_factory=AuthSettings)
+    committer: CommitterSettings = Field(default_factory=CommitterSettings)
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings)
+    paper: PaperSettings = Field(default_factory=PaperSettings)
+    exchange: ExchangeSettings = Field(default_factory=ExchangeSettings)
+    market: MarketSettings = Field(default_factory=MarketSettings)
+    stream: StreamSettings = Field(default_factory=StreamSettings)
+    risk: RiskSettings = Field(default_factory=RiskSettings)
