@@ -8,6 +8,8 @@
     │   ├── InvalidCredentials
     │   ├── InvalidToken         malformed, expired, revoked or of the wrong kind
     │   └── InsufficientScope
+    ├── InvalidUser              a user name or password that breaks a rule (`field`)
+    ├── UserExists               the user name is taken
     ├── NotFound                 no such thing, or not the asker's: the two look the same
     ├── InvalidCursor            a page or resume cursor that this server did not issue
     ├── Unavailable              certainly not executed; try again later (`retry_after_s`)
@@ -65,6 +67,18 @@ class InsufficientScope(AuthError):
     def __init__(self, scope: str) -> None:
         super().__init__(f"this call needs the scope {scope!r}")
         self.scope = scope
+
+
+class InvalidUser(TBotError):
+    """A user name or password breaks a rule; the message is the rule."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UserExists(TBotError):
+    """The user name is taken."""
 
 
 class NotFound(TBotError):

@@ -32,6 +32,9 @@ class HttpSettings(BaseModel):
         10.0, gt=0, description="How long open requests may take to end at shutdown."
     )
     public_docs: bool = Field(True, description="Serve `/docs` and `/openapi.json`.")
+    access_log: Literal["all", "errors", "off"] = Field(
+        "all", description="Which requests leave a log event: `errors` are statuses from 400 on."
+    )
 
 
 class DatabaseSettings(BaseModel):
@@ -59,7 +62,25 @@ class AuthSettings(BaseModel):
         14 * 86_400, ge=60, description="Absolute lifetime of a refresh token family."
     )
     refresh_grace_s: int = Field(
-        0, ge=0, le=60, description="How long a just-rotated refresh token may be repeated."
+        0,
+        ge=0,
+        le=60,
+        description="A second use of a refresh token ends its session, unless it comes within this "
+        "time of the first or overlaps it: then it is only refused.",
+    )
+    session_cache_s: float = Field(
+        5.0,
+        ge=0,
+        le=60,
+        description="How long an ended session's access token may still work in another process.",
+    )
+    sessions_cached_max: int = Field(10_000, ge=1, description="Sessions remembered as live.")
+    tokens_cached_max: int = Field(10_000, ge=1, description="Verified access tokens remembered.")
+    signing_key_ttl_s: int = Field(
+        30 * 86_400, ge=60, description="How long a signing key signs before the next one does."
+    )
+    keys_reload_s: float = Field(
+        30.0, gt=0, description="How often signing keys are read again, and sessions swept."
     )
     hash_workers: int = Field(1, ge=1, description="Threads that hash passwords.")
     hash_queue_max: int = Field(32, ge=1, description="Logins waiting for them; then 503.")
@@ -168,6 +189,36 @@ class StreamSettings(BaseModel):
     )
     heartbeat_s: float = Field(15.0, gt=0, description="Silence after which we ping.")
     heartbeat_timeout_s: float = Field(8.0, gt=0, description="Then silence that closes.")
+    clients_per_address_max: int = Field(
+        1024, ge=1, description="Connections from one address; then 429."
+    )
+    clients_per_user_max: int = Field(
+        256, ge=1, description="Authenticated connections of one user; then close 4105."
+    )
+    origins: list[str] = Field(
+        default_factory=list,
+        description="Origins of web pages that may connect besides our own, a JSON list such as "
+        '`["https://desk.example"]`.',
+    )
+    flush_interval_ms: float = Field(
+        5.0, ge=0, description="Shortest time between two flushes; what comes within is joined."
+    )
+    stall_timeout_s: float = Field(
+        10.0, gt=0, description="How long a client may take no byte before it is closed as slow."
+    )
+    linger_s: float = Field(
+        60.0, ge=0, description="How long a channel nobody reads is kept for those who come back."
+    )
+    sweep_interval_s: float = Field(
+        1.0, gt=0, description="How often private streams look for entries whose wake-up was lost."
+    )
+    page_entries: int = Field(256, ge=1, description="Journal entries read at once.")
+    recent_entries: int = Field(
+        256, ge=1, description="Newest entries of each watched account kept in memory."
+    )
+    drain_s: float = Field(
+        2.0, ge=0, description="Over how long clients are told to reconnect at shutdown."
+    )
 
 
 class RiskSettings(BaseModel):

@@ -1,0 +1,67 @@
+"""What a token may be used for, and which role may ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+
+class Scope(StrEnum):
+    """A scope's value travels in tokens; its `doc` is shown in the API's documentation."""
+
+    doc: str
+
+    def __new__(cls, value: str, doc: str) -> Scope:
+        """Attach the documentation to the member."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.doc = doc
+        return member
+
+    MARKET_READ = "market:read", "Read instruments and market data."
+    ACCOUNT_READ = "account:read", "Read your accounts, balances, positions, fills and journal."
+    ACCOUNT_WRITE = "account:write", "Create accounts."
+    ORDERS_READ = "orders:read", "Read your orders."
+    ORDERS_WRITE = "orders:write", "Place and cancel orders."
+    ADMIN = "admin", "Manage users."
+
+
+class Role(StrEnum):
+    """What a user is; a role is a set of scopes."""
+
+    ADMIN = "admin"
+    TRADER = "trader"
+
+
+SCOPES_OF: Final[Mapping[Role, frozenset[Scope]]] = {
+    Role.ADMIN: frozenset(Scope),
+    Role.TRADER: frozenset(Scope) - {Scope.ADMIN},
+}
+
+
+def granted(role: Role, asked: str) -> frozenset[Scope]:
+    """The scopes that a login gets: what it asked for, as far as its role allows.
+
+    Args:
+        asked: Scopes separated by spaces; empty asks for everything. Unknown ones are ignored,
+            as OAuth 2.0 section 3.3 allows: the answer says what was granted.
+
+    Example:
+        >>> sorted(granted(Role.TRADER, "orders:read admin"))
+        [<Scope.ORDERS_READ: 'orders:read'>]
+    """
+    allowed = SCOPES_OF[role]
+    wanted = set(asked.split())
+    return frozenset(scope for scope in allowed if scope in wanted) if wanted else allowed
+
+
+def text(scopes: frozenset[Scope]) -> str:
+    """Scopes as OAuth writes them: separated by spaces, in the order of the enum."""
+    return " ".join(scope for scope in Scope if scope in scopes)
+
+
+def parse(value: str) -> frozenset[Scope]:
+    """Read scopes from a token of ours; unknown ones (of a newer version) grant nothing here."""
+    wanted = set(value.split(" "))
+    return frozenset(scope for scope in Scope if scope in wanted)

@@ -1,0 +1,126 @@
+"""Adding users and changing their passwords."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from tbot.auth import store
+from tbot.auth.passwords import Passwords
+from tbot.auth.scopes import Role
+from tbot.auth.store import User
+from tbot.core.errors import InvalidUser, NotFound, UserExists
+from tbot.core.ids import new_id
+
+_log = structlog.get_logger(__name__)
+
+USERNAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{2,31}$"
+_USERNAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{2,31}", re.ASCII)
+
+
+def is_username(value: str) -> bool:
+    """Whether a text can be a user's name: 3 to 32 of a–z, 0–9, dot, dash and underscore."""
+    return _USERNAME.fullmatch(value) is not None
+
+
+async def create_user(
+    pool: store.Pool, passwords: Passwords, username: str, password: str, role: Role
+) -> User:
+    """Add a user.
+
+    Raises:
+        InvalidUser: Name or password break a rule, which the message says.
+        UserExists: The name is taken.
+        Overloaded: Too many passwords are being hashed.
+    """
+    if not is_username(username):
+        raise InvalidUser(
+            "username",
+            "a user name has 3 to 32 of a-z, 0-9, dot, dash and underscore, "
+            "and begins with a letter or digit",
+        )
+    broken = passwords.broken_rule(username, password)
+    if broken is not None:
+        raise InvalidUser("password", broken)
+    password_hash = await passwords.hash(password)
+    async with store.transaction(pool) as connection:
+        user = await store.insert_user(connection, new_id(), username, password_hash, role)
+    if user is None:
+        raise UserExists(f"there is a user {username!r} already")
+    _log.info("user_created", user_id=str(user.id), role=role.value)
+    return user
+
+
+async def admin_exists(pool: store.Pool) -> bool:
+    """Whether somebody can administer already; if not, `create_first_admin` is to be called."""
+    async with pool.acquire() as connection:
+        return await store.admin_exists(connection)
+
+
+async def create_first_admin(
+    pool: store.Pool, passwords: Passwords, password: str, username: str = "admin"
+) -> bool:
+    """Add an administrator where there is none yet.
+
+    Args:
+        password: From `passwords.generated`. Store it where only its owner can read it *before*
+            calling this: a crash in between then loses nothing but a file.
+
+    Returns:
+        False when there was an administrator already, or somebody else has the name.
+    """
+    if await admin_exists(pool):
+        return False
+    try:
+        await create_user(pool, passwords, username, password, Role.ADMIN)
+    except UserExists:
+        return False
+    return True
+
+
+async def set_password(
+    pool: store.Pool, passwords: Passwords, username: str, password: str
+) -> UUID:
+    """Replace a password and end all sessions of its user.
+
+    Other processes stop believing in those sessions within `session_cache_s`.
+
+    Raises:
+        NotFound: No such user.
+        InvalidUser: The password breaks a rule.
+        Overloaded: Too many passwords are being hashed.
+    """
+    broken = passwords.broken_rule(username, password)
+    if broken is not None:
+        raise InvalidUser("password", broken)
+    password_hash = await passwords.hash(password)
+    async with store.transaction(pool) as connection:
+        found = await store.user_by_name(connection, username) if is_username(username) else None
+        if found is None:
+            raise NotFound(f"there is no user {username!r}")
+        user, _ = found
+        await store.set_password(connection, user.id, password_hash)
+        await store.end_sessions_of(connection, user.id, "password_changed")
+    _log.info("password_changed", user_id=str(user.id))
+    return user.id
+
+
+async def set_active(pool: store.Pool, username: str, active: bool) -> UUID:
+    """Let a user in or keep them out; keeping out ends their sessions.
+
+    Raises:
+        NotFound: No such user.
+    """
+    async with store.transaction(pool) as connection:
+        found = await store.user_by_name(connection, username) if is_username(username) else None
+        if found is None:
+            raise NotFound(f"there is no user {username!r}")
+        user, _ = found
+        await store.set_status(connection, user.id, "active" if active else "disabled")
+        if not active:
+            await store.end_sessions_of(connection, user.id, "disabled")
+    _log.info("user_status_changed", user_id=str(user.id), active=active)
+    return user.id
