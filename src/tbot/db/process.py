@@ -1,0 +1,165 @@
+"""A process of ours, or one that an earlier run left behind, waited for without blocking.
+
+The event loops' own subprocess support cannot run a child as another user (uvloop) nor wait for a
+process that is not a child; a pidfd can. Where there are no pidfds the wait polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+_POLL_INTERVAL_S: Final = 0.1
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Process:
+    """One process, by pid. Start it with `spawn` or take it over with `adopt`."""
+
+    __slots__ = ("_child", "_pidfd", "pid")
+
+    def __init__(self, pid: int, child: subprocess.Popen[bytes] | None) -> None:
+        self.pid = pid
+        self._child = child
+        self._pidfd = -1
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(pid)
+
+    @classmethod
+    def spawn(
+        cls,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        cwd: Path,
+        output: int,
+        user: tuple[int, int] | None = None,
+        inherit: Sequence[int] = (),
+        stdin: int = subprocess.DEVNULL,
+        umask: int = 0o077,
+        death_signal: signal.Signals | None = None,
+    ) -> Self:
+        """Start a program in a session of its own, so that a terminal's Ctrl-C does not reach it.
+
+        Args:
+            arguments: Program and arguments; no shell is involved.
+            environment: The whole environment.
+            cwd: Working directory.
+            output: Descriptor for its standard output and error.
+            user: User and group id to run as; None keeps ours.
+            inherit: Descriptors it keeps open.
+            stdin: Descriptor of its standard input.
+            umask: File mode creation mask.
+            death_signal: What the kernel sends it when the calling thread ends (Linux only).
+
+        Raises:
+            OSError: It could not be started: not found, not allowed, no memory.
+        """
+        uid, gid = user if user is not None else (None, None)
+        child = subprocess.Popen(
+            list(arguments),
+            stdin=stdin,
+            stdout=output,
+            stderr=output,
+            cwd=cwd,
+            env=dict(environment),
+            pass_fds=tuple(inherit),
+            start_new_session=True,
+            user=uid,
+            group=gid,
+            extra_groups=[] if user is not None else None,
+            umask=umask,
+            preexec_fn=_dies_with_us(death_signal),
+        )
+        return cls(child.pid, child)
+
+    @classmethod
+    def adopt(cls, pid: int) -> Self:
+        """Watch a process that is not our child."""
+        return cls(pid, None)
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status of a child that has ended; None while it runs or when it is not ours."""
+        return self._child.poll() if self._child is not None else None
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs."""
+        if self._child is not None:
+            return self._child.poll() is None
+        try:
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, 0)
+            else:
+                os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens when the process has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._child is not None:
+                self._child.send_signal(number)
+            elif self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number)
+            else:
+                os.kill(self.pid, number)
+
+    def kill_session(self) -> None:
+        """Kill it and the children it started in its session; only for what `spawn` started."""
+        if self._child is not None and self._child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until it ends; False when `timeout_s` passed first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.running:
+                    if self._pidfd >= 0:
+                        await _readable(self._pidfd)
+                    else:
+                        await asyncio.sleep(_POLL_INTERVAL_S)
+        except TimeoutError:
+            return not self.running
+        return True
+
+    def close(self) -> None:
+        """Forget it; it is not signalled."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def _dies_with_us(number: signal.Signals | None) -> Callable[[], None] | None:
+    if number is None or not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork, where only simple calls are safe
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+async def _readable(descriptor: int) -> None:
+    # Several tasks may wait for one process, but a loop keeps one reader per descriptor: each
+    # waits on a duplicate.
+    loop = asyncio.get_running_loop()
+    mine = os.dup(descriptor)
+    ended = loop.create_future()
+    loop.add_reader(mine, lambda: ended.done() or ended.set_result(None))
+    try:
+        await ended
+    finally:
+        loop.remove_reader(mine)
+        os.close(mine)
