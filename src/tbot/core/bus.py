@@ -42,7 +42,9 @@ class Bus:
                 event.set()
 
     @contextmanager
-    def listening(self, *topics: str, event: asyncio.Event | None = None) -> Iterator[asyncio.Event]:
+    def listening(
+        self, *topics: str, event: asyncio.Event | None = None
+    ) -> Iterator[asyncio.Event]:
         """An event that `wake` sets; the listener clears it *before* it looks.
 
         Example:

@@ -47,3 +47,18 @@ def from_ms(epoch_ms: int) -> datetime:
 def to_ms(at: datetime) -> int:
     """Milliseconds since the epoch, cut towards the past."""
     return (at - _EPOCH) // timedelta(milliseconds=1)
+
+
+def stamp(at: datetime) -> str:
+    """An instant as JSON carries it: RFC 3339, UTC, microseconds, `Z`.
+
+    Example:
+        >>> stamp(from_ms(1723161255342))
+        '2024-08-08T23:54:15.342000Z'
+    """
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def unstamp(text: str) -> datetime:
+    """The instant that `stamp` wrote."""
+    return datetime.fromisoformat(text)

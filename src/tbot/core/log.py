@@ -40,7 +40,11 @@ def masked(value: Any) -> Any:
         return _SECRET_VALUES.sub(_MASK, value)
     if isinstance(value, dict):
         return {
-            key: _MASK if isinstance(key, str) and _SECRET_NAMES.search(key) and item else masked(item)
+            key: (
+                _MASK
+                if isinstance(key, str) and _SECRET_NAMES.search(key) and item
+                else masked(item)
+            )
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
@@ -48,11 +52,13 @@ def masked(value: Any) -> Any:
     return value
 
 
-def _mask(
-    _logger: Any, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
+def _mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     return {
-        key: value if key in ("exc_info", "_record", "_from_structlog") else masked({key: value})[key]
+        key: (
+            value
+            if key in ("exc_info", "_record", "_from_structlog")
+            else masked({key: value})[key]
+        )
         for key, value in event.items()
     }
 

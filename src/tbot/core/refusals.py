@@ -26,6 +26,8 @@ class Reason(StrEnum):
     ACCOUNT_CLOSED = "account_closed", "The account is closed: nothing more happens on it."
     ACCOUNT_FROZEN = "account_frozen", "The account is frozen by an administrator."
     ACCOUNT_EXISTS = "account_exists", "An account with this id already exists."
+    ASSET_UNKNOWN = "asset_unknown", "No instrument has this asset."
+    VENUE_UNKNOWN = "venue_unknown", "No venue of this name can do this."
     CLIENT_ORDER_ID_REUSED = (
         "client_order_id_reused",
         "This client_order_id already names an order of this account with other content.",
@@ -82,10 +84,6 @@ class Reason(StrEnum):
     )
     ORDER_NOT_FOUND = "order_not_found", "The account has no such order."
     ORDER_CLOSED = "order_closed", "The order has already reached a final state."
-    FILLS_MISSING = (
-        "fills_missing",
-        "Internal: a venue report claims more executions than it lists; the gateway fetches them.",
-    )
 
 
 @dataclass(frozen=True, slots=True)

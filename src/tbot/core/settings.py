@@ -120,12 +120,16 @@ class GatewaySettings(BaseModel):
         3000, ge=100, le=60_000, description="Age at which a venue refuses our request."
     )
     answer_timeout_s: float = Field(
-        12.0, gt=10, description="How long an order request may stay unanswered: above the "
-        "venue's own ten seconds."
+        12.0,
+        gt=10,
+        description="How long an order request may stay unanswered: above the "
+        "venue's own ten seconds.",
     )
     absence_margin_s: float = Field(
-        5.0, ge=1, description="Added to send-by + receive window + 10 s before the venue's "
-        "'no such order' is believed."
+        5.0,
+        ge=1,
+        description="Added to send-by + receive window + 10 s before the venue's "
+        "'no such order' is believed.",
     )
     lease_ttl_s: float = Field(4.0, ge=1, description="Lifetime of a venue account's lease.")
     open_orders_interval_s: float = Field(
@@ -185,7 +189,9 @@ class StreamSettings(BaseModel):
     message_bytes_max: int = Field(65_536, ge=1024, description="Largest inbound message.")
     messages_per_s_max: float = Field(20.0, gt=0, description="Inbound messages, sustained.")
     queue_bytes_max: int = Field(
-        262_144, ge=4096, description="Bytes waiting for one client; then the channel's slow policy."
+        262_144,
+        ge=4096,
+        description="Bytes waiting for one client; then the channel's slow policy.",
     )
     heartbeat_s: float = Field(15.0, gt=0, description="Silence after which we ping.")
     heartbeat_timeout_s: float = Field(8.0, gt=0, description="Then silence that closes.")
@@ -243,7 +249,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path("data"), description="Where everything that must survive lives.")
     roles: list[Role] = Field(
-        default_factory=lambda: ["api", "gateway", "market"],
+        default=["api", "gateway", "market"],
         description="What this process does, a JSON list.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(

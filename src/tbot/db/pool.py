@@ -1,0 +1,86 @@
+"""Connections to Postgres: the pool for reads, and the committer's own.
+
+Entry points: `create_pool`, `connect_committer`, `connect_listener`.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Final
+
+import asyncpg
+
+from tbot.core.settings import CommitterSettings, DatabaseSettings
+
+CONNECT_TIMEOUT_S: Final = 5.0
+_TCP_USER_TIMEOUT_MS: Final = 10_000
+
+
+async def create_pool(dsn: str, settings: DatabaseSettings) -> asyncpg.Pool[asyncpg.Record]:
+    """A pool for reads and small writes outside the journal.
+
+    Returns:
+        An open pool; the caller closes it.
+    """
+    return await asyncpg.create_pool(
+        dsn,
+        min_size=1,
+        max_size=settings.pool_size_max,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=settings.statement_timeout_s,
+        server_settings={
+            "application_name": "tbot",
+            "statement_timeout": _ms(settings.statement_timeout_s),
+            "idle_in_transaction_session_timeout": _ms(settings.statement_timeout_s),
+        },
+        init=_bound_silence,
+    )
+
+
+async def connect_committer(dsn: str, settings: CommitterSettings) -> asyncpg.Connection[Any]:
+    """A connection whose transactions the server itself bounds.
+
+    A committer that is paused, or cut off in the middle of a transaction, would hold its row
+    locks; `idle_in_transaction_session_timeout` makes the server end it.
+    """
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        server_settings={
+            "application_name": "tbot committer",
+            "transaction_timeout": _ms(settings.transaction_timeout_s),
+            "idle_in_transaction_session_timeout": _ms(settings.idle_timeout_s),
+            "synchronous_commit": "on",
+            # Statements are bulk writes of known shape; compiling them costs more than it saves.
+            "jit": "off",
+        },
+    )
+    await _bound_silence(connection)
+    return connection
+
+
+async def connect_listener(dsn: str) -> asyncpg.Connection[Any]:
+    """A connection for LISTEN."""
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(
+        dsn, timeout=CONNECT_TIMEOUT_S, server_settings={"application_name": "tbot listener"}
+    )
+    await _bound_silence(connection)
+    return connection
+
+
+def _ms(seconds: float) -> str:
+    return str(int(seconds * 1000))
+
+
+async def _bound_silence(connection: asyncpg.Connection[Any]) -> None:
+    """Give up on a peer that no longer acknowledges: a half-open TCP connection hangs for ever.
+
+    asyncpg sets no such option itself and offers no public way to its socket.
+    """
+    transport = getattr(connection, "_transport", None)
+    raw = transport.get_extra_info("socket") if transport is not None else None
+    if raw is None or raw.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)

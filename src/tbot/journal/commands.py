@@ -1,0 +1,246 @@
+"""The vocabulary of the write path.
+
+A *command* asks for a change. Under the lock of the accounts it names, its pure `decide` looks at
+their state and answers with *drafts* of journal entries, or with a refusal. The committer numbers,
+times and hashes the drafts, and every *projection* applies them: to the state in memory, and from
+there to its tables, in the same transaction. Replaying a journal calls the same `apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import IntEnum
+from typing import Any, Protocol, cast
+from uuid import UUID
+
+import asyncpg
+
+from tbot.core import money
+from tbot.core.refusals import Refused
+from tbot.journal.chain import Entry
+
+
+class Priority(IntEnum):
+    """Which commands go first, and which may take the queue's reserved places."""
+
+    REPORT = 0
+    """Facts from a venue: never refused, the caller waits for room."""
+    CANCEL = 1
+    NEW = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks for a change; written into every entry.
+
+    Attributes:
+        kind: `user`, `gateway` or `system`.
+        session: Id of the login session or API key.
+        address: Peer address as the edge determined it.
+        request: The HTTP request's id.
+    """
+
+    kind: str
+    user_id: UUID | None = None
+    session: str | None = None
+    address: str | None = None
+    request: str | None = None
+
+    def to_json(self) -> dict[str, str]:
+        """As an entry's `by`, without what is unknown."""
+        by = {"kind": self.kind}
+        if self.user_id is not None:
+            by["user"] = str(self.user_id)
+        if self.session is not None:
+            by["session"] = self.session
+        if self.address is not None:
+            by["address"] = self.address
+        if self.request is not None:
+            by["request"] = self.request
+        return by
+
+
+SYSTEM = Actor("system")
+GATEWAY = Actor("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """An amount added to one holder's balance of one asset (negative: taken from it)."""
+
+    holder: str
+    asset: str
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A journal entry before it has a number, a time and a hash."""
+
+    account_id: UUID
+    kind: str
+    data: dict[str, Any]
+    postings: tuple[Posting, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A kill switch: while `halted`, what it names takes no new orders."""
+
+    halted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every decision of a batch may use besides the accounts' state.
+
+    Attributes:
+        now: Wall time of the batch.
+        switches: By name: `trading`, `venue:<name>`, `instrument:<venue>:<symbol>`.
+    """
+
+    now: datetime
+    switches: Mapping[str, Switch]
+
+    def halt(self, *names: str) -> Switch | None:
+        """The first of the named switches that is halted."""
+        for name in names:
+            switch = self.switches.get(name)
+            if switch is not None and switch.halted:
+                return switch
+        return None
+
+
+class AccountState:
+    """An account as its journal has it after `seq` entries, in memory.
+
+    Each projection keeps its own part of it. A state is shared by all commands of a batch and, as
+    long as `seq` and `hash` equal the locked row's, by later batches.
+    """
+
+    __slots__ = ("account_id", "at", "hash", "parts", "seq")
+
+    def __init__(self, account_id: UUID, seq: int, head: bytes, at: datetime) -> None:
+        self.account_id = account_id
+        self.seq = seq
+        self.hash = head
+        self.at = at
+        self.parts: dict[type, Any] = {}
+
+    def part[T](self, kind: type[T]) -> T:
+        """The part of this type; created empty when there is none."""
+        part = self.parts.get(kind)
+        if part is None:
+            part = self.parts[kind] = kind()
+        return cast("T", part)
+
+
+type States = Mapping[UUID, AccountState]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """A command's answer when it is accepted.
+
+    Attributes:
+        entries: What happened, in order; may be empty when there is nothing to change.
+        wakes: Bus topics to wake besides the accounts' `head:` topics.
+    """
+
+    entries: tuple[Draft, ...] = ()
+    wakes: tuple[str, ...] = ()
+
+
+class Command[R](Protocol):
+    """A change that somebody asks for. Implementations are immutable.
+
+    Attributes:
+        id: Unique; entries carry it.
+        accounts: The accounts it may read and change. They follow from immutable facts.
+        opens: Whether the accounts' streams may be created by it.
+    """
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def actor(self) -> Actor: ...
+    @property
+    def accounts(self) -> tuple[UUID, ...]: ...
+    @property
+    def priority(self) -> Priority: ...
+    @property
+    def opens(self) -> bool: ...
+
+    def decide(self, states: States, context: Context) -> Drafts | Refused:
+        """What is to happen: pure, and only from the arguments."""
+
+    def result(self, states: States) -> R:
+        """The caller's answer, read after the command's entries were applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted[R]:
+    """A command that is durable.
+
+    Attributes:
+        result: What `Command.result` answered.
+        entries: What it appended; empty for a command that found nothing left to change.
+    """
+
+    result: R
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(slots=True)
+class Write:
+    """One statement of a batch's bulk write.
+
+    Attributes:
+        sql: With `{0}`, `{1}` … where the columns' parameters go.
+        columns: One list per parameter, all of one length; passed as arrays.
+    """
+
+    sql: str
+    columns: Sequence[list[Any]] = field(default_factory=list)
+
+
+class Projection(Protocol):
+    """A family of tables that is kept in step with the journal."""
+
+    async def load(
+        self, connection: asyncpg.Connection[Any], states: Sequence[AccountState]
+    ) -> None:
+        """Read the parts of accounts that are not in memory, after their streams were locked."""
+
+    async def fetch(
+        self, connection: asyncpg.Connection[Any], commands: Sequence[Command[Any]], states: States
+    ) -> None:
+        """Read what these commands name beyond the parts; called for every batch."""
+
+    def apply(self, state: AccountState, entry: Entry) -> None:
+        """Carry out an entry's effects on the part; pure, and the only way a part changes."""
+
+    def writes(self, states: Sequence[AccountState]) -> list[Write]:
+        """Statements that bring the tables up to the parts; forgets what was changed."""
+
+
+def unbalanced(drafts: Sequence[Draft]) -> dict[str, Decimal]:
+    """Per asset, by how much a command's postings miss zero; empty when they balance.
+
+    Example:
+        >>> nobody = UUID(int=0)
+        >>> move = (Posting("available", "USDT", Decimal(-5)), Posting("held", "USDT", Decimal(5)))
+        >>> unbalanced([Draft(nobody, "order.accepted", {}, move)])
+        {}
+        >>> unbalanced([Draft(nobody, "order.accepted", {}, move[:1])])
+        {'USDT': Decimal('-5')}
+    """
+    sums: dict[str, Decimal] = {}
+    for draft in drafts:
+        for posting in draft.postings:
+            sums[posting.asset] = sums.get(posting.asset, money.ZERO) + posting.amount
+    return {asset: total for asset, total in sums.items() if total}

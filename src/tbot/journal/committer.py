@@ -1,0 +1,353 @@
+"""Group commit: many commands, one transaction, each caller its own answer.
+
+`Committer.commit` answers `Accepted` or `Refused`, and only after the database confirmed the
+COMMIT. Exceptions are faults with an exact meaning: `Overloaded` and `JournalUnavailable` mean
+certainly not executed, `OutcomeUnknown` means repeat it under the same key to learn.
+
+One task owns the connection. Requests await a shielded future, so a client that goes away never
+cancels SQL. There is no timer: a batch is whatever waits when the connection becomes free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import asyncpg
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from tbot.core import clock
+from tbot.core.bus import Bus
+from tbot.core.errors import (
+    JournalUnavailable,
+    OutcomeUnknown,
+    Overloaded,
+    TBotError,
+)
+from tbot.core.refusals import Refused
+from tbot.core.settings import CommitterSettings
+from tbot.core.tasks import Tasks
+from tbot.journal.batch import Batch, CommandFailed, Committed, Connection, StateCache
+from tbot.journal.commands import Accepted, Command, Priority, Projection
+from tbot.journal.queue import CommandQueue, Pending
+
+_log = structlog.get_logger(__name__)
+
+ATTEMPTS_MAX: Final = 5
+_LANE_CLASS: Final = 0x7B07
+_LANES: Final = 256
+
+_BATCH_SIZE = Histogram(
+    "tbot_committer_batch_commands",
+    "Commands in a batch.",
+    buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256],
+)
+_BATCH_TIME = Histogram(
+    "tbot_committer_batch_seconds",
+    "From BEGIN to COMMIT's answer.",
+    buckets=[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2],
+)
+_WAITING = Gauge("tbot_committer_waiting", "Commands in the queue.")
+_OUTCOMES = Counter("tbot_commands_total", "Commands by outcome.", ["outcome"])
+_UNKNOWN = Counter("tbot_committer_unknown_commits_total", "COMMITs whose answer was lost.")
+
+type Listener = Callable[[Sequence[Committed]], None]
+
+
+class _RolledBack(Exception):
+    """COMMIT answered something else than COMMIT: nothing was written."""
+
+
+class Committer:
+    """The one way into the journal.
+
+    Args:
+        connect: Opens a connection for the committer's own use.
+        projections: What keeps tables in step with the journal, in the order they apply.
+        settings: Bounds of queue and batch.
+        bus: Is woken with the topics of every committed batch.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        projections: Sequence[Projection],
+        settings: CommitterSettings,
+        bus: Bus,
+    ) -> None:
+        self._connect = connect
+        self._projections = projections
+        self._settings = settings
+        self._bus = bus
+        self._queue = CommandQueue(settings.queue_max, settings.queue_reserved)
+        self._cache = StateCache(settings.accounts_cached_max)
+        self._tasks = Tasks("committer")
+        self._run_task: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
+        self._lane = 0
+        self._listeners: list[Listener] = []
+        self.healthy = False
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` with the entries of every batch, right after its COMMIT.
+
+        It runs on the committer's task: it must be quick and must not raise.
+        """
+        self._listeners.append(listener)
+
+    async def start(self) -> None:
+        """Connect and begin to take commands.
+
+        Raises:
+            JournalUnavailable: The database cannot be reached.
+        """
+        try:
+            await self._open()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            raise JournalUnavailable(f"no connection for the committer: {error}") from error
+        self._run_task = self._tasks.start(self._run(), "run")
+
+    async def stop(self, timeout_s: float = 10.0) -> None:
+        """Commit what waits, then end; safe to call twice."""
+        self._queue.close()
+        if self._run_task is not None:
+            await asyncio.wait({self._run_task}, timeout=timeout_s)
+        await self._tasks.stop(1.0)
+        for pending in self._queue.take(len(self._queue)):
+            pending.fail(JournalUnavailable("the server is stopping", retry_after_s=2.0))
+        self._discard()
+
+    async def commit[R](self, command: Command[R]) -> Accepted[R] | Refused:
+        """Decide a command and make it durable.
+
+        Raises:
+            Overloaded: The queue is full or the command waited too long: not executed.
+            JournalUnavailable: No database: not executed.
+            OutcomeUnknown: Its COMMIT's answer was lost and could not be recovered in time:
+                repeat it under the same key.
+            NotFound: An account that it names does not exist.
+        """
+        pending = Pending(command)
+        await self._queue.put(pending)
+        _WAITING.set(len(self._queue))
+        return await asyncio.shield(pending.future)
+
+    async def _run(self) -> None:
+        while True:
+            await self._queue.wait()
+            if self._queue.closed and not len(self._queue):
+                return
+            for late in self._queue.expired(self._settings.queue_age_s_max):
+                late.fail(Overloaded("the command waited too long to be committed"))
+            pendings = self._queue.take(self._settings.batch_max)
+            _WAITING.set(len(self._queue))
+            if pendings:
+                try:
+                    await self._settle(pendings)
+                except Exception as error:  # a bug: answer rather than hang
+                    _log.exception("batch_failed", commands=len(pendings))
+                    self._discard()
+                    for pending in pendings:
+                        pending.fail(error)
+
+    async def _settle(self, pendings: list[Pending]) -> None:
+        """Run commands until each one is answered or back in the queue."""
+        work = [pendings]
+        while work:
+            group = await self._ready(work.pop())
+            if not group:
+                continue
+            batch = Batch(group)
+            try:
+                await self._attempt(batch)
+            except CommandFailed as failed:
+                await self._rollback(batch)
+                failed.pending.fail(failed.error)
+                if not isinstance(failed.error, TBotError):
+                    _log.error(
+                        "command_failed",
+                        command=repr(failed.pending.command),
+                        exc_info=failed.error,
+                    )
+                work.append([p for p in group if p is not failed.pending])
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, _RolledBack) as error:
+                work.extend(await self._recover(batch, error))
+            else:
+                self._finish(batch)
+
+    async def _ready(self, group: list[Pending]) -> list[Pending]:
+        """Have a connection; commands that cannot wait for one any longer are answered."""
+        delay_s = 0.05
+        while group and (self._connection is None or self._connection.is_closed()):
+            try:
+                await self._open()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                self.healthy = False
+                _log.warning("journal_unavailable", error=str(error))
+                before_s = clock.boot_s() - self._settings.queue_age_s_max
+                unavailable = JournalUnavailable("the database cannot be reached")
+                waiting = []
+                for pending in group:
+                    report = pending.command.priority is Priority.REPORT
+                    if not self._queue.closed and (report or pending.since_s > before_s):
+                        waiting.append(pending)
+                    else:
+                        pending.fail(unavailable)
+                for late in self._queue.expired(self._settings.queue_age_s_max):
+                    late.fail(unavailable)
+                group = waiting
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1))
+                delay_s = min(1.0, delay_s * 2)
+        return group
+
+    async def _open(self) -> None:
+        connection = await self._connect()
+        try:
+            for lane in range(_LANES):
+                if await connection.fetchval(
+                    "SELECT pg_try_advisory_lock($1, $2)", _LANE_CLASS, lane
+                ):
+                    self._lane = lane
+                    break
+            else:
+                raise JournalUnavailable(f"more than {_LANES} committers on this database")
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection = connection
+        self.healthy = True
+
+    def _discard(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()  # never cancel: a late cancel hits the next statement
+            self._connection = None
+
+    async def _attempt(self, batch: Batch) -> None:
+        connection = self._connection
+        assert connection is not None
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        watchdog = loop.call_later(self._settings.transaction_timeout_s + 1, connection.terminate)
+        try:
+            await connection.execute("BEGIN")
+            heads, context = await batch.lock(connection)
+            await batch.load(connection, heads, self._projections, self._cache)
+            batch.decide(context, self._projections, self._settings.batch_time_s_max)
+            if batch.entries:
+                await batch.write(connection, self._projections, self._lane)
+            batch.committing = True
+            tag = await connection.execute("COMMIT")
+            if tag != "COMMIT":
+                batch.committing = False
+                raise _RolledBack(f"COMMIT answered {tag}")
+        finally:
+            watchdog.cancel()
+        _BATCH_TIME.observe(loop.time() - started_s)
+        _BATCH_SIZE.observe(len(batch.pendings) - len(batch.left))
+
+    async def _rollback(self, batch: Batch) -> None:
+        self._cache.drop(batch.account_ids)
+        if self._connection is not None:
+            try:
+                await self._connection.execute("ROLLBACK")
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                self._discard()
+
+    async def _recover(self, batch: Batch, error: Exception) -> list[list[Pending]]:
+        """After a failed attempt: what is to be run again, in which groups."""
+        if batch.committing and batch.entries and _is_outage(error):
+            return await self._resolve(batch)
+        group = batch.pendings
+        if _is_outage(error):
+            _log.warning("batch_interrupted", error=repr(error), commands=len(group))
+            self._cache.drop(batch.account_ids)
+            self._discard()
+        else:
+            await self._rollback(batch)
+            if not _is_conflict(error):
+                if len(group) == 1:
+                    _log.error("command_poisonous", command=repr(group[0].command), exc_info=error)
+                    group[0].fail(error)
+                    return []
+                _log.warning("batch_bisected", error=repr(error), commands=len(group))
+                half = len(group) // 2
+                return [group[half:], group[:half]]
+        again = []
+        for pending in group:
+            pending.attempts += 1
+            if pending.attempts < ATTEMPTS_MAX:
+                again.append(pending)
+            else:
+                pending.fail(JournalUnavailable("the database keeps interrupting the transaction"))
+        return [again] if again else []
+
+    async def _resolve(self, batch: Batch) -> list[list[Pending]]:
+        """Find out whether a COMMIT whose answer was lost took effect."""
+        _UNKNOWN.inc()
+        _log.warning("commit_unknown", commands=len(batch.pendings))
+        self._cache.drop(batch.account_ids)
+        self._discard()
+        until_s = clock.boot_s() + self._settings.resolve_timeout_s
+        while clock.boot_s() < until_s:
+            try:
+                await self._open()
+                assert self._connection is not None
+                watchdog = asyncio.get_running_loop().call_later(
+                    max(0.1, until_s - clock.boot_s()), self._connection.terminate
+                )
+                try:
+                    landed = await batch.landed(self._connection)
+                finally:
+                    watchdog.cancel()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                self.healthy = False
+                self._discard()
+                _log.warning("commit_still_unknown", error=repr(error))
+                await asyncio.sleep(0.1)
+                continue
+            _log.warning("commit_resolved", landed=landed, commands=len(batch.pendings))
+            if landed:
+                self._finish(batch, keep=False)
+                return []
+            return [batch.pendings]
+        unknown = OutcomeUnknown("the database did not say whether this was committed")
+        for pending in batch.pendings:
+            pending.fail(unknown)
+        return []
+
+    def _finish(self, batch: Batch, keep: bool = True) -> None:
+        """Answer everybody; the batch is durable."""
+        if keep:
+            for state in batch.states.values():
+                self._cache.put(state)
+        if batch.left:
+            self._queue.put_back(batch.left)
+        for pending, outcome in batch.outcomes:
+            _OUTCOMES.labels("refused" if isinstance(outcome, Refused) else "accepted").inc()
+            pending.answer(outcome)
+        if batch.entries:
+            for listener in self._listeners:
+                listener(batch.entries)
+            self._bus.wake(batch.wakes)
+
+
+_CONFLICTS: Final = frozenset({"40001", "40P01"})
+_OUTAGE_CLASSES: Final = frozenset({"08", "53", "57", "58", "XX"})
+_OUTAGES: Final = frozenset({"25006", "25P03", "25P04", "55P03"})
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Deadlock or serialization failure: the whole batch may simply be run again."""
+    if isinstance(error, _RolledBack):
+        return True
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in _CONFLICTS
+
+
+def _is_outage(error: Exception) -> bool:
+    """The database went away or is in trouble: nothing is wrong with the commands."""
+    if isinstance(error, asyncpg.PostgresError) and error.sqlstate is not None:
+        return error.sqlstate[:2] in _OUTAGE_CLASSES or error.sqlstate in _OUTAGES
+    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.PostgresConnectionError)

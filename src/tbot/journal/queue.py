@@ -1,0 +1,129 @@
+"""Commands that wait for the committer: bounded, by priority, oldest first.
+
+When it is full, new orders are refused first: the last `reserved` places belong to cancels and
+venue reports. A report is a fact and is never refused; its caller waits for room instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tbot.core import clock
+from tbot.core.errors import JournalUnavailable, Overloaded
+from tbot.core.refusals import Refused
+from tbot.journal.commands import Accepted, Command, Priority
+
+
+class Pending:
+    """A command, since when it waits, and the future its caller awaits."""
+
+    __slots__ = ("attempts", "command", "future", "since_s")
+
+    def __init__(self, command: Command[Any]) -> None:
+        self.command = command
+        self.future: asyncio.Future[Accepted[Any] | Refused] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self.since_s = clock.boot_s()
+        self.attempts = 0
+
+    def answer(self, outcome: Accepted[Any] | Refused) -> None:
+        """Tell the caller what became of it."""
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+    def fail(self, error: Exception) -> None:
+        """Tell the caller that it ended in a fault."""
+        if not self.future.done():
+            self.future.set_exception(error)
+            # A caller that has gone away must not turn this into a warning at collection.
+            self.future.exception()
+
+
+class CommandQueue:
+    """The committer's inbox.
+
+    Args:
+        places: Most commands waiting.
+        reserved: Places of those that new orders may not take.
+    """
+
+    __slots__ = ("_filled", "_lanes", "_length", "_places", "_reserved", "_room", "closed")
+
+    def __init__(self, places: int, reserved: int) -> None:
+        self._places = places
+        self._reserved = min(reserved, places - 1)
+        self._lanes: dict[Priority, deque[Pending]] = {p: deque() for p in sorted(Priority)}
+        self._length = 0
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+        self.closed = False
+
+    def __len__(self) -> int:
+        return self._length
+
+    async def put(self, pending: Pending) -> None:
+        """Let a command wait.
+
+        Raises:
+            Overloaded: No place for this priority, or the queue is closed for it: the command
+                was certainly not executed.
+        """
+        priority = pending.command.priority
+        if priority is Priority.REPORT:
+            while self._length >= self._places and not self.closed:
+                self._room.clear()
+                await self._room.wait()
+        if self.closed:
+            raise JournalUnavailable("the server is stopping", retry_after_s=2.0)
+        limit = self._places - (self._reserved if priority is Priority.NEW else 0)
+        if self._length >= limit:
+            raise Overloaded("too many commands are waiting to be committed")
+        self._lanes[priority].append(pending)
+        self._length += 1
+        self._filled.set()
+
+    def put_back(self, pendings: Iterable[Pending]) -> None:
+        """Return commands that a batch took but did not run; they keep their place in front."""
+        for pending in reversed(list(pendings)):
+            self._lanes[pending.command.priority].appendleft(pending)
+            self._length += 1
+        if self._length:
+            self._filled.set()
+
+    def take(self, most: int) -> list[Pending]:
+        """Remove and return the next commands, most urgent first."""
+        taken: list[Pending] = []
+        for lane in self._lanes.values():
+            while lane and len(taken) < most:
+                taken.append(lane.popleft())
+        self._length -= len(taken)
+        if not self._length:
+            self._filled.clear()
+        self._room.set()
+        return taken
+
+    def expired(self, age_s_max: float) -> Iterator[Pending]:
+        """Remove and yield what has waited longer than it may; reports never expire."""
+        before_s = clock.boot_s() - age_s_max
+        for priority, lane in self._lanes.items():
+            while priority is not Priority.REPORT and lane and lane[0].since_s < before_s:
+                self._length -= 1
+                yield lane.popleft()
+        if not self._length:
+            self._filled.clear()
+        self._room.set()
+
+    async def wait(self) -> None:
+        """Return once something waits, or once the queue is closed."""
+        if not self.closed:
+            await self._filled.wait()
+
+    def close(self) -> None:
+        """Take nothing more; what waits can still be taken."""
+        self.closed = True
+        self._filled.set()
+        self._room.set()

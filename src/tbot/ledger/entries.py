@@ -1,0 +1,282 @@
+"""Accounts, balances and limits: pure.
+
+Entry points: `Ledger` (an account's part), `apply`, `OpenAccount`, `ChangeLimits`.
+
+Invariants:
+
+1. A balance changes only by an entry's postings; `available` and `held` are two holders of the
+   same account, so placing and releasing a hold are postings too.
+2. Per asset, the sum over every account and counter-account is zero.
+3. `held` is never negative. `available` may be: a venue's report is a fact, and is booked even
+   when it overdraws the account; new orders are refused until it is settled.
+4. Money that a customer has at a venue is a debt of the counter-account `venue:<name>`, whose
+   balance, negated, is what that venue should show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from tbot.core import money
+from tbot.core.refusals import Reason, Refused
+from tbot.journal.chain import Entry
+from tbot.journal.commands import (
+    AccountState,
+    Actor,
+    Context,
+    Draft,
+    Drafts,
+    Posting,
+    Priority,
+    States,
+)
+
+AVAILABLE = "available"
+HELD = "held"
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """One asset of one account."""
+
+    available: Decimal = money.ZERO
+    held: Decimal = money.ZERO
+
+    @property
+    def total(self) -> Decimal:
+        """What the account owns."""
+        return self.available + self.held
+
+
+NOTHING = Balance()
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Risk limits of one account.
+
+    Attributes:
+        max_order_notional: Largest order, in its quote asset.
+        max_open_orders: Most orders that are not final.
+        price_collar: How far through the market a price may be, as a fraction (0.05 = 5 %).
+        allowed_instruments: The symbols it may trade; None allows all.
+    """
+
+    max_order_notional: Decimal
+    max_open_orders: int
+    price_collar: Decimal
+    allowed_instruments: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """In JSON types, as entries and tables keep it."""
+        return {
+            "max_order_notional": money.text(self.max_order_notional),
+            "max_open_orders": self.max_open_orders,
+            "price_collar": money.text(self.price_collar),
+            "allowed_instruments": (
+                None if self.allowed_instruments is None else list(self.allowed_instruments)
+            ),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Limits:
+        """What `to_json` wrote."""
+        allowed = data["allowed_instruments"]
+        return cls(
+            max_order_notional=Decimal(data["max_order_notional"]),
+            max_open_orders=data["max_open_orders"],
+            price_collar=Decimal(data["price_collar"]),
+            allowed_instruments=None if allowed is None else tuple(allowed),
+        )
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """Who owns an account, where it trades, and within which limits."""
+
+    id: UUID
+    owner_id: UUID
+    name: str
+    venue: str
+    status: str
+    limits: Limits
+    opened_at: str
+    updated_at: str
+
+
+class Ledger:
+    """An account's description and balances, as part of its state."""
+
+    __slots__ = ("account", "account_changed", "assets_changed", "balances")
+
+    def __init__(self) -> None:
+        self.account: Account | None = None
+        self.balances: dict[str, Balance] = {}
+        self.account_changed = False
+        self.assets_changed: set[str] = set()
+
+    def available(self, asset: str) -> Decimal:
+        """What may be spent or held now."""
+        return self.balances.get(asset, NOTHING).available
+
+    def overdrawn(self) -> list[str]:
+        """Assets whose available balance is below zero."""
+        return sorted(a for a, balance in self.balances.items() if balance.available < 0)
+
+
+def apply(state: AccountState, entry: Entry) -> None:
+    """Carry out an entry's postings and, for `account.*` entries, its effects on the account."""
+    ledger = state.part(Ledger)
+    for holder, asset, amount in entry.postings:
+        if holder == AVAILABLE:
+            balance = ledger.balances.get(asset, NOTHING)
+            ledger.balances[asset] = Balance(balance.available + Decimal(amount), balance.held)
+        elif holder == HELD:
+            balance = ledger.balances.get(asset, NOTHING)
+            ledger.balances[asset] = Balance(balance.available, balance.held + Decimal(amount))
+        else:
+            continue
+        ledger.assets_changed.add(asset)
+    if entry.kind == "account.opened":
+        data = entry.data
+        ledger.account = Account(
+            id=state.account_id,
+            owner_id=UUID(data["owner"]),
+            name=data["name"],
+            venue=data["venue"],
+            status="open",
+            limits=Limits.from_json(data["limits"]),
+            opened_at=entry.at,
+            updated_at=entry.at,
+        )
+        ledger.account_changed = True
+    elif entry.kind in ("account.limits_changed", "account.status_changed"):
+        assert ledger.account is not None
+        changes: dict[str, Any] = {"updated_at": entry.at}
+        if "limits" in entry.data:
+            changes["limits"] = Limits.from_json(entry.data["limits"])
+        if "status" in entry.data:
+            changes["status"] = entry.data["status"]
+        ledger.account = msgspec.structs.replace(ledger.account, **changes)
+        ledger.account_changed = True
+
+
+def move(asset: str, amount: Decimal, source: str, target: str) -> tuple[Posting, ...]:
+    """Postings that take an amount from one holder and give it to another; none for zero.
+
+    Example:
+        >>> [str(p.amount) for p in move("USDT", Decimal(5), AVAILABLE, HELD)]
+        ['-5', '5']
+    """
+    if not amount:
+        return ()
+    return (Posting(source, asset, -amount), Posting(target, asset, amount))
+
+
+def venue_holder(venue: str) -> str:
+    """The counter-account that stands for what a venue holds for us."""
+    return f"venue:{venue}"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAccount:
+    """Open an account, with what it starts with already delivered to its venue.
+
+    Attributes:
+        account_id: Chosen by the caller, who may repeat the command under it: the second time it
+            is refused with `account_exists`.
+        deposits: asset → amount (> 0).
+    """
+
+    id: UUID
+    actor: Actor
+    account_id: UUID
+    owner_id: UUID
+    name: str
+    venue: str
+    limits: Limits
+    deposits: Mapping[str, Decimal]
+
+    priority = Priority.NEW
+    opens = True
+
+    @property
+    def accounts(self) -> tuple[UUID, ...]:
+        """The new account."""
+        return (self.account_id,)
+
+    def decide(self, states: States, context: Context) -> Drafts | Refused:
+        """Open it, unless its stream has begun already."""
+        if states[self.account_id].seq:
+            return Refused(Reason.ACCOUNT_EXISTS, f"account {self.account_id} exists")
+        opened = {
+            "owner": str(self.owner_id),
+            "name": self.name,
+            "venue": self.venue,
+            "limits": self.limits.to_json(),
+        }
+        drafts = [Draft(self.account_id, "account.opened", opened)]
+        for asset, amount in sorted(self.deposits.items()):
+            drafts.append(
+                Draft(
+                    self.account_id,
+                    "account.deposited",
+                    {"asset": asset, "amount": money.text(amount)},
+                    move(asset, amount, venue_holder(self.venue), AVAILABLE),
+                )
+            )
+        return Drafts(tuple(drafts))
+
+    def result(self, states: States) -> Account:
+        """The account as it is now."""
+        return _account(states, self.account_id)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAccount:
+    """Change an account's limits or status; None leaves one as it is."""
+
+    id: UUID
+    actor: Actor
+    account_id: UUID
+    limits: Limits | None = None
+    status: str | None = None
+
+    priority = Priority.NEW
+    opens = False
+
+    @property
+    def accounts(self) -> tuple[UUID, ...]:
+        """The account."""
+        return (self.account_id,)
+
+    def decide(self, states: States, context: Context) -> Drafts | Refused:
+        """Write down what differs."""
+        account = _account(states, self.account_id)
+        if account.status == "closed":
+            return Refused(Reason.ACCOUNT_CLOSED, "the account is closed")
+        drafts = []
+        if self.limits is not None and self.limits != account.limits:
+            drafts.append(
+                Draft(
+                    self.account_id, "account.limits_changed", {"limits": self.limits.to_json()}
+                )
+            )
+        if self.status is not None and self.status != account.status:
+            drafts.append(
+                Draft(self.account_id, "account.status_changed", {"status": self.status})
+            )
+        return Drafts(tuple(drafts))
+
+    def result(self, states: States) -> Account:
+        """The account as it is now."""
+        return _account(states, self.account_id)
+
+
+def _account(states: States, account_id: UUID) -> Account:
+    account = states[account_id].part(Ledger).account
+    assert account is not None, "the store loads the account with its balances"
+    return account

@@ -1,0 +1,144 @@
+"""Opening and changing accounts: what the edge calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from tbot.core import money
+from tbot.core.errors import NotFound
+from tbot.core.ids import new_id
+from tbot.core.refusals import Reason, Refused
+from tbot.journal.commands import Actor
+from tbot.journal.committer import Committer
+from tbot.ledger.entries import Account, ChangeAccount, Limits, OpenAccount
+from tbot.venues.base import Venue
+
+
+@dataclass(frozen=True, slots=True)
+class AccountFacts:
+    """What never changes about an account."""
+
+    account_id: UUID
+    owner_id: UUID
+    venue: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccountDesk:
+    """What the functions below need.
+
+    Attributes:
+        venues: By name; only their `deposit` is used here.
+    """
+
+    pool: asyncpg.Pool[asyncpg.Record]
+    committer: Committer
+    venues: Mapping[str, Venue]
+    default_limits: Limits
+    _facts: dict[UUID, AccountFacts] = field(default_factory=dict)
+    facts_kept_max: int = 100_000
+
+    async def facts(self, account_id: UUID) -> AccountFacts:
+        """Owner and venue of an account, from memory once they were read.
+
+        Raises:
+            NotFound: No such account.
+        """
+        known = self._facts.get(account_id)
+        if known is not None:
+            return known
+        row = await self.pool.fetchrow(
+            "SELECT owner_id, venue FROM accounts WHERE id = $1", account_id
+        )
+        if row is None:
+            raise NotFound("no such account")
+        if len(self._facts) >= self.facts_kept_max:
+            self._facts.clear()
+        facts = AccountFacts(account_id, row["owner_id"], row["venue"])
+        self._facts[account_id] = facts
+        return facts
+
+
+async def open_account(
+    desk: AccountDesk,
+    actor: Actor,
+    owner_id: UUID,
+    name: str,
+    venue: str,
+    deposits: Mapping[str, Decimal],
+    limits: Limits | None = None,
+    account_id: UUID | None = None,
+) -> Account | Refused:
+    """Open a paper account with a starting balance.
+
+    The paper venue is given the funds first, under an id made from the account's; then the ledger
+    says so. A crash in between leaves the venue richer than the ledger, never the other way
+    round, and repeating the call under the same `account_id` repairs it.
+
+    Args:
+        deposits: asset → amount (> 0) within the asset's scale.
+        limits: None takes the default.
+        account_id: Chosen by the caller to be able to repeat the call; None makes a new one.
+
+    Raises:
+        VenueError: The venue could not be given the funds; nothing was opened.
+        Unavailable, OutcomeUnknown: See `Committer.commit`.
+    """
+    exchange = desk.venues.get(venue)
+    if exchange is None or not exchange.capabilities.deposits:
+        return Refused(Reason.VENUE_UNKNOWN, f"no paper venue is called {venue}")
+    scales = {
+        row["code"]: row["scale"] for row in await desk.pool.fetch("SELECT code, scale FROM assets")
+    }
+    for asset, amount in deposits.items():
+        if asset not in scales:
+            return Refused(Reason.ASSET_UNKNOWN, f"no instrument has the asset {asset}")
+        if money.scale_of(amount) > scales[asset]:
+            return Refused(
+                Reason.AMOUNT_TOO_PRECISE,
+                f"{asset} has {scales[asset]} decimals",
+                {"asset": asset, "scale": scales[asset]},
+            )
+    account_id = account_id or new_id()
+    for asset, amount in sorted(deposits.items()):
+        await exchange.deposit(f"{account_id}:{asset}", asset, amount)
+    outcome = await desk.committer.commit(
+        OpenAccount(
+            id=new_id(),
+            actor=actor,
+            account_id=account_id,
+            owner_id=owner_id,
+            name=name,
+            venue=venue,
+            limits=limits or desk.default_limits,
+            deposits=deposits,
+        )
+    )
+    return outcome if isinstance(outcome, Refused) else outcome.result
+
+
+async def change_account(
+    desk: AccountDesk,
+    actor: Actor,
+    account_id: UUID,
+    limits: Limits | None = None,
+    status: str | None = None,
+) -> Account | Refused:
+    """Change an account's limits or status.
+
+    Raises:
+        NotFound: No such account.
+        Unavailable, OutcomeUnknown: See `Committer.commit`.
+    """
+    command: Any = ChangeAccount(new_id(), actor, account_id, limits, status)
+    outcome = await desk.committer.commit(command)
+    if isinstance(outcome, Refused):
+        return outcome
+    account: Account = outcome.result
+    return account

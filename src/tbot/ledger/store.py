@@ -1,0 +1,177 @@
+"""Tables of accounts and balances.
+
+`LedgerProjection` keeps them in step with the journal; the functions below it read them. Every
+function takes a connection first and commits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from tbot.core import clock
+from tbot.core.errors import NotFound
+from tbot.journal.chain import Entry
+from tbot.journal.commands import AccountState, Command, States, Write
+from tbot.ledger import entries
+from tbot.ledger.entries import Account, Balance, Ledger, Limits
+
+type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
+
+_ACCOUNT_COLUMNS = "id, owner_id, name, venue, status, limits, opened_at, updated_at"
+_WRITE_ACCOUNTS = """INSERT INTO accounts (id, owner_id, name, venue, status, limits, opened_at, updated_at)
+SELECT * FROM unnest({0}::uuid[], {1}::uuid[], {2}::text[], {3}::text[], {4}::text[],
+                     {5}::jsonb[], {6}::timestamptz[], {7}::timestamptz[])
+ON CONFLICT (id) DO UPDATE SET status = excluded.status, limits = excluded.limits,
+                               updated_at = excluded.updated_at"""
+_WRITE_BALANCES = """INSERT INTO balances (account_id, asset, available, held)
+SELECT * FROM unnest({0}::uuid[], {1}::text[], {2}::numeric[], {3}::numeric[])
+ON CONFLICT (account_id, asset) DO UPDATE
+SET available = excluded.available, held = excluded.held"""
+
+
+class LedgerProjection:
+    """Keeps `accounts` and `balances` in step with the journal."""
+
+    async def load(
+        self, connection: asyncpg.Connection[Any], states: Sequence[AccountState]
+    ) -> None:
+        """Read the accounts' descriptions and balances."""
+        by_id = {state.account_id: state.part(Ledger) for state in states}
+        ids = list(by_id)
+        for row in await connection.fetch(
+            f"SELECT {_ACCOUNT_COLUMNS} FROM accounts WHERE id = ANY($1::uuid[])", ids
+        ):
+            by_id[row["id"]].account = _account(row)
+        for row in await connection.fetch(
+            "SELECT account_id, asset, available, held FROM balances"
+            " WHERE account_id = ANY($1::uuid[])",
+            ids,
+        ):
+            by_id[row["account_id"]].balances[row["asset"]] = Balance(row["available"], row["held"])
+
+    async def fetch(
+        self, connection: asyncpg.Connection[Any], commands: Sequence[Command[Any]], states: States
+    ) -> None:
+        """Nothing: commands name no more than the accounts themselves."""
+
+    def apply(self, state: AccountState, entry: Entry) -> None:
+        """See `tbot.ledger.entries.apply`."""
+        entries.apply(state, entry)
+
+    def writes(self, states: Sequence[AccountState]) -> list[Write]:
+        """Changed accounts and changed balances."""
+        accounts: list[tuple[Any, ...]] = []
+        balances: list[tuple[Any, ...]] = []
+        for state in states:
+            ledger = state.part(Ledger)
+            if ledger.account_changed and ledger.account is not None:
+                account = ledger.account
+                accounts.append(
+                    (
+                        account.id,
+                        account.owner_id,
+                        account.name,
+                        account.venue,
+                        account.status,
+                        msgspec.json.encode(account.limits.to_json()).decode(),
+                        clock.unstamp(account.opened_at),
+                        clock.unstamp(account.updated_at),
+                    )
+                )
+                ledger.account_changed = False
+            for asset in ledger.assets_changed:
+                balance = ledger.balances[asset]
+                balances.append((state.account_id, asset, balance.available, balance.held))
+            ledger.assets_changed.clear()
+        writes = []
+        if accounts:
+            writes.append(Write(_WRITE_ACCOUNTS, [list(c) for c in zip(*accounts, strict=True)]))
+        if balances:
+            writes.append(Write(_WRITE_BALANCES, [list(c) for c in zip(*balances, strict=True)]))
+        return writes
+
+
+def _account(row: asyncpg.Record) -> Account:
+    return Account(
+        id=row["id"],
+        owner_id=row["owner_id"],
+        name=row["name"],
+        venue=row["venue"],
+        status=row["status"],
+        limits=Limits.from_json(msgspec.json.decode(row["limits"])),
+        opened_at=clock.stamp(row["opened_at"]),
+        updated_at=clock.stamp(row["updated_at"]),
+    )
+
+
+async def get_account(connection: Connection, account_id: UUID) -> tuple[Account, int]:
+    """An account and the sequence it is at.
+
+    Raises:
+        NotFound: No such account.
+    """
+    row = await connection.fetchrow(
+        f"SELECT {_ACCOUNT_COLUMNS}, s.seq FROM accounts JOIN streams s ON s.account_id = id"
+        " WHERE id = $1",
+        account_id,
+    )
+    if row is None:
+        raise NotFound("no such account")
+    return _account(row), row["seq"]
+
+
+async def list_accounts(
+    connection: Connection, owner_id: UUID | None, after: UUID | None, limit: int
+) -> list[tuple[Account, int]]:
+    """A page of accounts in id order, of one owner or (None) of all, with their sequences."""
+    rows = await connection.fetch(
+        f"SELECT {_ACCOUNT_COLUMNS}, s.seq FROM accounts JOIN streams s ON s.account_id = id"
+        " WHERE ($1::uuid IS NULL OR owner_id = $1) AND ($2::uuid IS NULL OR id > $2)"
+        " ORDER BY id LIMIT $3",
+        owner_id,
+        after,
+        limit,
+    )
+    return [(_account(row), row["seq"]) for row in rows]
+
+
+async def get_balances(connection: Connection, account_id: UUID) -> tuple[int, dict[str, Balance]]:
+    """The account's sequence and its balances as of that sequence, in one snapshot.
+
+    Raises:
+        NotFound: No such account.
+    """
+    rows = await connection.fetch(
+        "SELECT s.seq, b.asset, b.available, b.held FROM streams s"
+        " LEFT JOIN balances b USING (account_id) WHERE s.account_id = $1 ORDER BY b.asset",
+        account_id,
+    )
+    if not rows:
+        raise NotFound("no such account")
+    return rows[0]["seq"], {
+        row["asset"]: Balance(row["available"], row["held"]) for row in rows if row["asset"]
+    }
+
+
+async def counter_balance(connection: Connection, name: str) -> dict[str, Decimal]:
+    """Balances of a counter-account, summed over its lanes."""
+    rows = await connection.fetch(
+        "SELECT asset, sum(amount) AS amount FROM counters WHERE name = $1 GROUP BY asset", name
+    )
+    return {row["asset"]: row["amount"] for row in rows}
+
+
+async def sums_by_asset(connection: Connection) -> dict[str, Decimal]:
+    """Per asset, the sum over every account and counter-account; all zero or something is wrong."""
+    rows = await connection.fetch(
+        "SELECT asset, sum(amount) AS amount FROM ("
+        " SELECT asset, available + held AS amount FROM balances"
+        " UNION ALL SELECT asset, amount FROM counters) AS everything GROUP BY asset"
+    )
+    return {row["asset"]: row["amount"] for row in rows}

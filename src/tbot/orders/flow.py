@@ -1,0 +1,190 @@
+"""Placing and canceling orders: what the edge and the command line call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+import asyncpg
+
+from tbot.core import clock
+from tbot.core.bus import Bus, wait_for_wake
+from tbot.core.errors import NotFound
+from tbot.core.ids import new_id
+from tbot.core.refusals import Reason, Refused
+from tbot.core.settings import GatewaySettings, RiskSettings
+from tbot.journal.commands import Actor
+from tbot.journal.committer import Committer
+from tbot.ledger.flow import AccountDesk
+from tbot.orders import store
+from tbot.orders.commands import Placed, PlaceOrder, RequestCancel
+from tbot.orders.model import Order, State
+from tbot.orders.rules import OrderRequest, Reference
+from tbot.venues.base import Instrument, OrderType
+
+
+class Market(Protocol):
+    """Where market prices come from."""
+
+    def reference(self, symbol: str) -> Reference | None:
+        """The last prices heard of an instrument, however old."""
+
+
+class Instruments:
+    """The venues' instruments, in memory."""
+
+    def __init__(self) -> None:
+        self._by_venue: dict[str, dict[str, Instrument]] = {}
+
+    async def reload(self, pool: asyncpg.Pool[asyncpg.Record], venue: str) -> None:
+        """Read a venue's instruments from the tables."""
+        async with pool.acquire() as connection:
+            self.put(venue, await store.load_instruments(connection, venue))
+
+    def put(self, venue: str, instruments: list[Instrument]) -> None:
+        """Replace what is known of a venue."""
+        self._by_venue[venue] = {i.symbol: i for i in instruments}
+
+    def get(self, venue: str, symbol: str) -> Instrument | None:
+        """One instrument, or None."""
+        return self._by_venue.get(venue, {}).get(symbol)
+
+    def all(self, venue: str) -> list[Instrument]:
+        """A venue's instruments by symbol."""
+        return list(self._by_venue.get(venue, {}).values())
+
+
+@dataclass(frozen=True, slots=True)
+class OrderDesk:
+    """What the functions below need.
+
+    Attributes:
+        markets: By venue.
+        wait_estimate_s: How long the venue's rate budget would delay a new order now.
+    """
+
+    pool: asyncpg.Pool[asyncpg.Record]
+    committer: Committer
+    bus: Bus
+    accounts: AccountDesk
+    instruments: Instruments
+    markets: dict[str, Market]
+    gateway: GatewaySettings
+    risk: RiskSettings
+    wait_estimate_s: Callable[[str], float] = lambda _venue: 0.0
+
+    def fresh_reference(self, venue: str, symbol: str) -> Reference | None:
+        """A market price young enough to check an order with."""
+        market = self.markets.get(venue)
+        reference = None if market is None else market.reference(symbol)
+        if reference is None or clock.boot_s() - reference.at_boot_s > self.risk.price_age_s_max:
+            return None
+        return reference
+
+
+async def place(
+    desk: OrderDesk, actor: Actor, account_id: UUID, request: OrderRequest
+) -> Placed | Refused:
+    """Accept an order, durably.
+
+    When this returns, the order will be sent exactly once or not at all, whatever crashes.
+    Repeating the call with the same `client_order_id` returns the same order.
+
+    Raises:
+        NotFound: No such account.
+        Unavailable: Certainly not accepted.
+        OutcomeUnknown: Repeat it under the same `client_order_id`.
+    """
+    venue = (await desk.accounts.facts(account_id)).venue
+    send_within_s = desk.gateway.send_by_s
+    if desk.wait_estimate_s(venue) > send_within_s:
+        return Refused(
+            Reason.SEND_TOO_LATE, f"{venue} takes no new order within {send_within_s:g} s"
+        )
+    command = PlaceOrder(
+        id=new_id(),
+        actor=actor,
+        account_id=account_id,
+        order_id=new_id(),
+        request=request,
+        instrument=desk.instruments.get(venue, request.symbol),
+        reference=desk.fresh_reference(venue, request.symbol),
+        send_within_s=send_within_s,
+    )
+    outcome = await desk.committer.commit(command)
+    return outcome if isinstance(outcome, Refused) else outcome.result
+
+
+async def cancel(
+    desk: OrderDesk, actor: Actor, account_id: UUID, order_id: UUID
+) -> Order | Refused:
+    """Ask for an order's cancellation, durably; the venue decides whether it comes in time.
+
+    Raises:
+        NotFound: No such account.
+        Unavailable, OutcomeUnknown: As for `place`; repeating it is harmless.
+    """
+    command = RequestCancel(new_id(), actor, account_id, order_id)
+    outcome = await desk.committer.commit(command)
+    return outcome if isinstance(outcome, Refused) else outcome.result
+
+
+async def cancel_all(
+    desk: OrderDesk, actor: Actor, account_id: UUID, symbol: str | None = None
+) -> list[UUID]:
+    """Ask for the cancellation of every open order of an account, or of one instrument.
+
+    Returns:
+        The orders whose cancellation is under way; one that ended meanwhile is left out.
+    """
+    async with desk.pool.acquire() as connection:
+        orders = await store.list_orders(
+            connection, [account_id], symbol=symbol, is_open=True, limit=10_000
+        )
+    outcomes = await asyncio.gather(
+        *(cancel(desk, actor, account_id, order.id) for order in orders)
+    )
+    return [o.id for o in outcomes if isinstance(o, Order)]
+
+
+def settled(order: Order) -> bool:
+    """Whether waiting for an order's outcome is over: the venue has spoken.
+
+    A resting limit order is settled when the venue has it; a market order only when it ended.
+    """
+    if order.type is OrderType.MARKET:
+        return order.final
+    return order.state not in (State.PENDING_NEW, State.UNKNOWN)
+
+
+async def wait_for(
+    desk: OrderDesk, order: Order, done: Callable[[Order], bool], wait_s: float
+) -> Order:
+    """The order as soon as `done` holds of it, or as it is after `wait_s`."""
+    until_s = clock.boot_s() + wait_s
+    with desk.bus.listening(f"head:{order.account_id}") as woken:
+        while True:
+            woken.clear()
+            async with desk.pool.acquire() as connection:
+                order = await store.get_order(connection, order.id)
+            rest_s = until_s - clock.boot_s()
+            if done(order) or rest_s <= 0:
+                return order
+            await wait_for_wake(woken, min(rest_s, 1.0))
+
+
+async def owned_order(desk: OrderDesk, order_id: UUID, owner_id: UUID | None) -> Order:
+    """An order, if its account belongs to `owner_id` (None: whoever's).
+
+    Raises:
+        NotFound: No such order, or somebody else's.
+    """
+    async with desk.pool.acquire() as connection:
+        order = await store.get_order(connection, order_id)
+    facts = await desk.accounts.facts(order.account_id)
+    if owner_id is not None and facts.owner_id != owner_id:
+        raise NotFound("no such order")
+    return order
