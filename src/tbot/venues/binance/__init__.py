@@ -1,0 +1,1 @@
+"""Binance Spot, and everything that speaks its protocol: our own paper exchange among them."""

@@ -1,0 +1,471 @@
+"""The Binance Spot adapter: `tbot.venues.base.Venue` over the WebSocket API and REST.
+
+What changes anything (place, cancel) and the question by id go over the private WebSocket
+connection; lists go over REST. Nothing here is ever repeated by itself: whoever asked decides.
+
+The order path's promise, kept in `_call`: after the governor's permit there is no `await` until
+the bytes are with the transport. The boot clock is read *before* `may_send` is asked, and that
+reading is what the request is stamped with: a process that is stopped anywhere in between
+produces a request that is too old for the venue's receive window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from functools import partial
+from typing import Any, Final, Self
+
+import structlog
+
+from tbot.core.clock import boot_ns, to_ms
+from tbot.core.errors import (
+    TBotError,
+    VenueAmbiguous,
+    VenueDown,
+    VenueError,
+    VenueNotSent,
+    VenueRateLimited,
+    VenueRefused,
+)
+from tbot.core.money import text
+from tbot.core.settings import GatewaySettings
+from tbot.core.tasks import Tasks
+from tbot.venues.backoff import FullJitter
+from tbot.venues.base import (
+    Capabilities,
+    DepthSnapshot,
+    Instrument,
+    MarketEvent,
+    OrderReport,
+    Placement,
+    UserEvent,
+    VenueFill,
+)
+from tbot.venues.binance import market_wire, streams, wire
+from tbot.venues.binance.clock import VenueClock
+from tbot.venues.binance.connection import Answer
+from tbot.venues.binance.outcome import RefusalCode, failure
+from tbot.venues.binance.rest import RestCalls
+from tbot.venues.binance.session import ApiSession
+from tbot.venues.budgets import AlignedWindow, Costs, Priority, RollingWindow
+from tbot.venues.governor import Governor
+
+_log = structlog.get_logger(__name__)
+
+PLACE_COSTS: Final[Costs] = {"weight:1m": 1, "raw:5m": 1, "orders:10s": 1, "orders:1d": 1}
+_CANCEL_COSTS: Final[Costs] = {"weight:1m": 1, "raw:5m": 1}
+_QUERY_COSTS: Final[Costs] = {"weight:1m": 4, "raw:5m": 1}
+_DEPTH_LIMIT: Final = 1000
+_DEPTH_WEIGHT: Final = 50
+_PAGE: Final = 1000
+_PAGES_MAX: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where a venue that speaks Binance Spot is reached.
+
+    Attributes:
+        rest_url: Scheme and authority of REST.
+        api_url: The WebSocket API, with its path.
+        stream_url: Combined market streams, with the path.
+    """
+
+    rest_url: str
+    api_url: str
+    stream_url: str
+
+    @classmethod
+    def at(cls, url: str) -> Self:
+        """Everything under one address, as the paper exchange serves it."""
+        url = url.rstrip("/")
+        socket_url = "ws" + url.removeprefix("http")
+        return cls(url, f"{socket_url}/ws-api/v3", f"{socket_url}/stream")
+
+
+class BinanceVenue:
+    """One account on Binance Spot or on the paper exchange.
+
+    Args:
+        name: Our name of the venue, as `paper`.
+        settings: Receive window, answer timeout and in-flight bound are taken from here.
+        paper: The venue has deposits and a session id.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        endpoints: Endpoints,
+        signer: wire.Signer,
+        settings: GatewaySettings,
+        *,
+        paper: bool = False,
+    ) -> None:
+        self.name = name
+        self.capabilities = Capabilities(deposits=paper)
+        self._endpoints = endpoints
+        self._signer = signer
+        self._settings = settings
+        self._paper = paper
+        self._clock = VenueClock(self._ask_time)
+        self.governor = Governor(
+            [
+                AlignedWindow("weight:1m", 6000, 60.0),
+                AlignedWindow("raw:5m", 61_000, 300.0),
+                AlignedWindow("orders:10s", 50, 10.0, shared=False),
+                AlignedWindow("orders:1d", 160_000, 86_400.0, shared=False),
+                RollingWindow("connections:5m", 300, 300.0),
+            ],
+            self._clock.now_s,
+        )
+        self._rest = RestCalls(
+            endpoints.rest_url,
+            signer,
+            self.governor,
+            self._clock.now_ms,
+            settings.receive_window_ms,
+            self._stated_failure,
+        )
+        self._session = ApiSession(
+            endpoints.api_url,
+            signer,
+            self.governor,
+            self._clock.now_ms,
+            settings.receive_window_ms,
+            settings.in_flight_max,
+        )
+        self._tasks = Tasks(f"venue-{name}")
+        self._started = False
+
+    async def start(self) -> None:
+        """Measure the clock, learn the limits, connect; waits for as long as the venue is away."""
+        if self._started:
+            return
+        self._started = True
+        backoff = FullJitter()
+        while True:
+            try:
+                await self._clock.measure()
+                await self.instruments()
+                break
+            except (VenueDown, VenueRateLimited, VenueNotSent) as error:
+                wait_s = max(backoff.next_s(), getattr(error, "retry_after_s", 0.0))
+                _log.warning("venue_not_reached", venue=self.name, error=str(error))
+                await asyncio.sleep(wait_s)
+        self._tasks.start(self._clock.keep(), "clock")
+        self._session.start()
+        await self._session.ready()
+
+    async def stop(self) -> None:
+        """Close everything; safe to call twice."""
+        await self._tasks.stop()
+        await self._session.stop()
+        await self._rest.close()
+
+    async def wait_ready(self) -> None:
+        """Wait until requests can be sent, as after a lost connection."""
+        await self._session.ready()
+
+    def estimate_wait_s(self) -> float:
+        """How long an order placed now would wait for the venue's rate budget."""
+        return self.governor.estimate_wait_s(PLACE_COSTS, Priority.NEW)
+
+    async def session_id(self) -> str | None:
+        """The paper exchange's session id, None for real venues."""
+        if not self._paper:
+            return None
+        answer = await self._rest.get("/paper/v1/session", {}, weight=1, priority=Priority.RESOLVE)
+        return str(_field(answer, "session_id"))
+
+    async def instruments(self) -> list[Instrument]:
+        """All spot markets; also takes over the venue's rate limits."""
+        info = await self._get("/api/v3/exchangeInfo", {}, weight=20, priority=Priority.QUERY)
+        for name, (limit, window_s, _) in wire.rate_limits(info.get("rateLimits", ())).items():
+            shared = not name.startswith("orders")
+            self.governor.set_bucket(AlignedWindow(name, limit, window_s, shared))
+        return _readable(lambda: wire.instruments(info, self.name))
+
+    async def place(self, placement: Placement, may_send: Callable[[], bool]) -> OrderReport:
+        """Send an order once; see `Venue.place`."""
+        answer = await self._call(
+            "order.place", wire.place_params(placement), PLACE_COSTS, Priority.NEW, may_send
+        )
+        try:
+            return wire.order_report(answer, placement.client_id, placement.instrument)
+        except (TBotError, LookupError, TypeError, ValueError) as error:
+            raise VenueAmbiguous(f"unreadable answer: {error!r}", "unreadable") from error
+
+    async def cancel(
+        self, client_id: str, instrument: Instrument, may_send: Callable[[], bool]
+    ) -> OrderReport:
+        """Cancel an open order; see `Venue.cancel`."""
+        params = wire.cancel_params(client_id, instrument)
+        answer = await self._call("order.cancel", params, _CANCEL_COSTS, Priority.CANCEL, may_send)
+        try:
+            return wire.order_report(answer, client_id)
+        except (TBotError, LookupError, TypeError, ValueError) as error:
+            raise VenueAmbiguous(f"unreadable answer: {error!r}", "unreadable") from error
+
+    async def query(self, client_id: str, instrument: Instrument) -> OrderReport | None:
+        """The order as the venue has it; None when it answered that there is none."""
+        params = {"symbol": instrument.venue_symbol, "origClientOrderId": client_id}
+        try:
+            answer = await self._call("order.status", params, _QUERY_COSTS, Priority.RESOLVE)
+        except VenueRefused as error:
+            if error.code == RefusalCode.UNKNOWN_ORDER:
+                return None
+            raise
+        return _readable(lambda: wire.order_report(answer, client_id))
+
+    async def search(
+        self, client_id: str, instrument: Instrument, since: datetime
+    ) -> OrderReport | None:
+        """Look for an order in *every* list the venue has, when `query` found none.
+
+        The answer to `query` comes from the engine's memory or a database that may lag; before an
+        order is given up, the open orders, all orders and the trades since `since` must agree
+        that there is none.
+
+        Raises:
+            VenueDown: A list could not be read, or the lists contradict each other. Ask later.
+        """
+        for report in await self.open_orders(instrument):
+            if report.client_id == client_id:
+                return report
+        params: dict[str, str | int] = {
+            "symbol": instrument.venue_symbol,
+            "startTime": to_ms(since),
+        }
+        orders = await self._pages("/api/v3/allOrders", params, "orderId", "orderId")
+        for order in orders:
+            if wire.placed_id(order["clientOrderId"]) == client_id:
+                return _readable(partial(wire.order_report, order, client_id))
+        known = {order["orderId"] for order in orders}
+        newest = max(known, default=0)
+        for trade in await self._pages("/api/v3/myTrades", params, "id", "fromId"):
+            # An order older than the list trades on: only one *newer* than the list is a sign
+            # that the list lags behind.
+            if trade["orderId"] > newest and trade["orderId"] not in known:
+                raise VenueDown("the venue's trades name an order that its order list lacks", "lag")
+        return None
+
+    async def open_orders(self, instrument: Instrument | None = None) -> list[OrderReport]:
+        """All open orders of the venue account, ours or not; of one market when given."""
+        params = {} if instrument is None else {"symbol": instrument.venue_symbol}
+        answer = await self._get(
+            "/api/v3/openOrders",
+            params,
+            weight=80 if instrument is None else 6,
+            priority=Priority.RESOLVE,
+            signed=True,
+        )
+        return _readable(lambda: [wire.order_report(order) for order in answer])
+
+    async def order_fills(self, instrument: Instrument, venue_order_id: str) -> list[VenueFill]:
+        """Every execution of one order."""
+        params = {"symbol": instrument.venue_symbol, "orderId": venue_order_id}
+        trades = await self._pages("/api/v3/myTrades", params, "id", "fromId", weight=5)
+        return _readable(
+            lambda: [
+                wire.own_trade(trade) for trade in trades if str(trade["orderId"]) == venue_order_id
+            ]
+        )
+
+    async def balances(self) -> Mapping[str, tuple[Decimal, Decimal]]:
+        """asset → (free, locked) of the venue account."""
+        answer = await self._get(
+            "/api/v3/account", {}, weight=20, priority=Priority.QUERY, signed=True
+        )
+        return _readable(lambda: wire.balances(answer))
+
+    async def deposit(self, deposit_id: str, asset: str, amount: Decimal) -> None:
+        """Give the paper account funds; the same id again changes nothing."""
+        if not self._paper:
+            raise VenueRefused("only the paper venue takes deposits", RefusalCode.REQUEST)
+        params: dict[str, str | int] = {"id": deposit_id, "asset": asset, "amount": text(amount)}
+        await self._rest.post("/paper/v1/deposits", params, weight=1, priority=Priority.RESOLVE)
+
+    def user_events(self) -> AsyncIterator[UserEvent]:
+        """Private events for ever, for one reader; a `StreamGap` opens every subscription."""
+        return self._session.events()
+
+    def market_events(self, instruments: Sequence[Instrument]) -> AsyncIterator[MarketEvent]:
+        """Public events for ever; a `StreamGap` opens every connection."""
+        return streams.market_events(self._endpoints.stream_url, instruments, self.governor)
+
+    async def depth_snapshot(self, instrument: Instrument) -> DepthSnapshot:
+        """The best thousand levels of each side."""
+        symbol = instrument.venue_symbol
+        answer = await self._get(
+            "/api/v3/depth",
+            {"symbol": symbol, "limit": _DEPTH_LIMIT},
+            weight=_DEPTH_WEIGHT,
+            priority=Priority.QUERY,
+        )
+        return _readable(lambda: market_wire.depth_snapshot(symbol, answer))
+
+    async def _ask_time(self) -> int:
+        answer = await self._get("/api/v3/time", {}, weight=1, priority=Priority.RESOLVE)
+        return int(_field(answer, "serverTime"))
+
+    async def _get(
+        self,
+        path: str,
+        params: Mapping[str, str | int],
+        *,
+        weight: int,
+        priority: Priority,
+        signed: bool = False,
+    ) -> Any:
+        return await self._rest.get(path, params, weight=weight, priority=priority, signed=signed)
+
+    async def _pages(
+        self,
+        path: str,
+        params: Mapping[str, str | int],
+        key: str,
+        cursor: str,
+        weight: int = 20,
+    ) -> list[dict[str, Any]]:
+        """A whole list, page by page; the venue orders it by `key`."""
+        found: list[dict[str, Any]] = []
+        asked = {**params, "limit": _PAGE}
+        for _ in range(_PAGES_MAX):
+            page = await self._get(
+                path, asked, weight=weight, priority=Priority.RESOLVE, signed=True
+            )
+            if not isinstance(page, list):
+                raise VenueDown(f"unreadable answer to {path}", "unreadable")
+            found += page
+            if len(page) < _PAGE:
+                return found
+            # A cursor and a start time exclude each other; the cursor is later than the start.
+            asked.pop("startTime", None)
+            asked[cursor] = int(page[-1][key]) + 1
+        raise VenueDown(f"{path} is longer than {_PAGES_MAX} pages", "too_long")
+
+    async def _call(
+        self,
+        method: str,
+        params: Mapping[str, str | int],
+        costs: Costs,
+        priority: Priority,
+        may_send: Callable[[], bool] | None = None,
+    ) -> Any:
+        """One request over the private connection; its `result` on success.
+
+        `may_send` is given for what changes something, and makes an unclear outcome
+        `VenueAmbiguous` instead of `VenueDown`.
+        """
+        changes = may_send is not None
+        self._session.connection().check_writable()
+        permit = await self.governor.take(costs, priority, may_send)
+        try:
+            pending = self._write(method, params, may_send)
+        except BaseException:
+            permit.cancel()
+            raise
+        try:
+            async with asyncio.timeout(self._settings.answer_timeout_s):
+                answer = await pending
+        except TimeoutError:
+            raise _unclear("no answer within the timeout", changes) from None
+        except VenueAmbiguous as error:
+            raise _unclear(str(error), changes) from error
+        else:
+            succeeded = answer.get("status") == 200
+            counts = _counts(answer)
+            permit.settle(counts, free=("weight:1m",) if succeeded and changes else ())
+            if succeeded and "result" in answer:
+                return answer["result"]
+            raise self._error(answer, changes)
+        finally:
+            permit.settle()
+
+    def _write(
+        self,
+        method: str,
+        params: Mapping[str, str | int],
+        may_send: Callable[[], bool] | None,
+    ) -> asyncio.Future[Answer]:
+        """Read the clock, ask for leave, sign, write: not a coroutine, so nothing can intervene."""
+        connection = self._session.connection()
+        connection.check_writable()
+        boot = boot_ns()
+        if may_send is not None and not may_send():
+            raise VenueNotSent("no leave to send any more", "too_late")
+        request_id = connection.next_id()
+        frame = wire.api_request(
+            request_id,
+            method,
+            params,
+            self._signer,
+            self._clock.at_ms(boot),
+            self._settings.receive_window_ms,
+        )
+        return connection.write(request_id, frame)
+
+    def _error(self, answer: Answer, changes: bool) -> VenueError:
+        stated = answer.get("error")
+        stated = stated if isinstance(stated, dict) else {}
+        code = stated.get("code")
+        status = answer.get("status")
+        now_ms = self._clock.now_ms()
+        data = stated.get("data")
+        retry_at = data.get("retryAfter") if isinstance(data, dict) else None
+        error = failure(
+            status if isinstance(status, int) else 0,
+            code if isinstance(code, int) else None,
+            str(stated.get("msg", "")),
+            changes=changes,
+            retry_after_s=(
+                max(0.0, (retry_at - now_ms) / 1e3) if isinstance(retry_at, int) else None
+            ),
+            now_ms=now_ms,
+        )
+        self._stated_failure(error)
+        return error
+
+    def _stated_failure(self, error: VenueError) -> None:
+        """Freeze what the venue told us to leave alone; doubt the clock when it does."""
+        if isinstance(error, VenueRateLimited):
+            names = self.governor.names
+            if error.code == RefusalCode.ORDER_RATE:
+                frozen = names("orders")
+            elif error.code == RefusalCode.BANNED:
+                frozen = names()
+            else:
+                frozen = [*names("weight"), *names("raw")]
+            self.governor.freeze(frozen, error.retry_after_s)
+        elif error.code == RefusalCode.TIMESTAMP:
+            self._clock.doubt()
+
+
+def _unclear(why: str, changes: bool) -> VenueError:
+    return VenueAmbiguous(why, "no_answer") if changes else VenueDown(why, "no_answer")
+
+
+def _counts(answer: Answer) -> dict[str, int]:
+    try:
+        limits = wire.rate_limits(answer.get("rateLimits", ()))
+    except (LookupError, TypeError):
+        return {}
+    return {name: used for name, (_, _, used) in limits.items() if used is not None}
+
+
+def _field(answer: Any, name: str) -> Any:
+    if not isinstance(answer, dict) or name not in answer:
+        raise VenueDown(f"unreadable answer: no {name}", "unreadable")
+    return answer[name]
+
+
+def _readable[T](read: Callable[[], T]) -> T:
+    """Read an answer to a question; what cannot be read proves nothing."""
+    try:
+        return read()
+    except (TBotError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise VenueDown(f"unreadable answer: {error!r}", "unreadable") from error
