@@ -362,13 +362,18 @@ class BinanceVenue:
         `VenueAmbiguous` instead of `VenueDown`.
         """
         changes = may_send is not None
-        self._session.connection().check_writable()
-        permit = await self.governor.take(costs, priority, may_send)
         try:
-            pending = self._write(method, params, may_send)
-        except BaseException:
-            permit.cancel()
-            raise
+            self._session.connection().check_writable()
+            permit = await self.governor.take(costs, priority, may_send)
+            try:
+                pending = self._write(method, params, may_send)
+            except BaseException:
+                permit.cancel()
+                raise
+        except VenueNotSent as error:
+            if changes:
+                raise
+            raise VenueDown(str(error), error.code) from error
         try:
             async with asyncio.timeout(self._settings.answer_timeout_s):
                 answer = await pending

@@ -98,7 +98,12 @@ class RestCalls:
         changes: bool,
     ) -> Any:
         costs = {"weight:1m": weight, "raw:5m": 1}
-        permit = await self._governor.take(costs, priority)
+        try:
+            permit = await self._governor.take(costs, priority)
+        except VenueNotSent as error:
+            if changes:
+                raise
+            raise VenueDown(str(error), error.code) from error
         try:
             query = rest_query(
                 params, self._signer if signed else None, self._clock_ms(), self._window_ms

@@ -18,7 +18,12 @@ from tbot.core.tasks import Tasks
 from tbot.venues.backoff import FullJitter
 from tbot.venues.base import StreamGap, UserEvent
 from tbot.venues.binance.connection import Answer, ApiConnection
-from tbot.venues.binance.wire import Signer, account_position, api_request, execution_report
+from tbot.venues.binance.wire import (
+    Signer,
+    account_position,
+    api_request,
+    execution_report,
+)
 from tbot.venues.budgets import Priority
 from tbot.venues.governor import Governor
 
@@ -79,6 +84,10 @@ class ApiSession:
     async def ready(self) -> None:
         """Wait until requests can be sent."""
         await self._ready.wait()
+        while self._current is None or not self._current.usable:
+            # Lost, and `_keep` has not noticed yet.
+            await asyncio.sleep(0.005)
+            await self._ready.wait()
 
     def connection(self) -> ApiConnection:
         """The connection to write to.

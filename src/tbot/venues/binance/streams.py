@@ -14,8 +14,16 @@ from websockets.exceptions import WebSocketException
 from tbot.core.errors import VenueNotSent
 from tbot.venues.backoff import FullJitter
 from tbot.venues.base import Instrument, MarketEvent, StreamGap
-from tbot.venues.binance.connection import OPEN_TIMEOUT_S, PING_INTERVAL_S, PING_TIMEOUT_S
-from tbot.venues.binance.market_wire import STREAMS_PER_INSTRUMENT, market_event, stream_names
+from tbot.venues.binance.connection import (
+    OPEN_TIMEOUT_S,
+    PING_INTERVAL_S,
+    PING_TIMEOUT_S,
+)
+from tbot.venues.binance.market_wire import (
+    STREAMS_PER_INSTRUMENT,
+    market_event,
+    stream_names,
+)
 from tbot.venues.budgets import Priority
 from tbot.venues.governor import Governor
 
