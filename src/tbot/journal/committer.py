@@ -54,6 +54,13 @@ _WAITING = Gauge("tbot_committer_waiting", "Commands in the queue.")
 _OUTCOMES = Counter("tbot_commands_total", "Commands by outcome.", ["outcome"])
 _UNKNOWN = Counter("tbot_committer_unknown_commits_total", "COMMITs whose answer was lost.")
 
+_DATABASE_ERRORS: Final = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 type Listener = Callable[[Sequence[Committed]], None]
 
 
@@ -106,7 +113,7 @@ class Committer:
         """
         try:
             await self._open()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except _DATABASE_ERRORS as error:
             raise JournalUnavailable(f"no connection for the committer: {error}") from error
         self._run_task = self._tasks.start(self._run(), "run")
 
@@ -173,7 +180,7 @@ class Committer:
                         exc_info=failed.error,
                     )
                 work.append([p for p in group if p is not failed.pending])
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, _RolledBack) as error:
+            except Exception as error:
                 work.extend(await self._recover(batch, error))
             else:
                 self._finish(batch)
@@ -184,24 +191,27 @@ class Committer:
         while group and (self._connection is None or self._connection.is_closed()):
             try:
                 await self._open()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except _DATABASE_ERRORS as error:
                 self.healthy = False
                 _log.warning("journal_unavailable", error=str(error))
-                before_s = clock.boot_s() - self._settings.queue_age_s_max
-                unavailable = JournalUnavailable("the database cannot be reached")
-                waiting = []
-                for pending in group:
-                    report = pending.command.priority is Priority.REPORT
-                    if not self._queue.closed and (report or pending.since_s > before_s):
-                        waiting.append(pending)
-                    else:
-                        pending.fail(unavailable)
+                group = self._patient(group)
                 for late in self._queue.expired(self._settings.queue_age_s_max):
-                    late.fail(unavailable)
-                group = waiting
+                    late.fail(JournalUnavailable("the database cannot be reached"))
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1))
                 delay_s = min(1.0, delay_s * 2)
         return group
+
+    def _patient(self, group: list[Pending]) -> list[Pending]:
+        """During an outage: those who can still wait. The others learn that nothing was done."""
+        before_s = clock.boot_s() - self._settings.queue_age_s_max
+        waiting = []
+        for pending in group:
+            report = pending.command.priority is Priority.REPORT
+            if not self._queue.closed and (report or pending.since_s > before_s):
+                waiting.append(pending)
+            else:
+                pending.fail(JournalUnavailable("the database cannot be reached"))
+        return waiting
 
     async def _open(self) -> None:
         connection = await self._connect()
@@ -253,7 +263,7 @@ class Committer:
         if self._connection is not None:
             try:
                 await self._connection.execute("ROLLBACK")
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except _DATABASE_ERRORS:
                 self._discard()
 
     async def _recover(self, batch: Batch, error: Exception) -> list[list[Pending]]:
@@ -265,24 +275,24 @@ class Committer:
             _log.warning("batch_interrupted", error=repr(error), commands=len(group))
             self._cache.drop(batch.account_ids)
             self._discard()
-        else:
-            await self._rollback(batch)
-            if not _is_conflict(error):
-                if len(group) == 1:
-                    _log.error("command_poisonous", command=repr(group[0].command), exc_info=error)
-                    group[0].fail(error)
-                    return []
-                _log.warning("batch_bisected", error=repr(error), commands=len(group))
-                half = len(group) // 2
-                return [group[half:], group[:half]]
-        again = []
-        for pending in group:
-            pending.attempts += 1
-            if pending.attempts < ATTEMPTS_MAX:
-                again.append(pending)
-            else:
-                pending.fail(JournalUnavailable("the database keeps interrupting the transaction"))
-        return [again] if again else []
+            return [self._patient(group)]
+        await self._rollback(batch)
+        if _is_conflict(error):
+            again = []
+            for pending in group:
+                pending.attempts += 1
+                if pending.attempts < ATTEMPTS_MAX:
+                    again.append(pending)
+                else:
+                    pending.fail(JournalUnavailable("the transaction keeps meeting conflicts"))
+            return [again]
+        if len(group) == 1:
+            _log.error("command_poisonous", command=repr(group[0].command), exc_info=error)
+            group[0].fail(error)
+            return []
+        _log.warning("batch_bisected", error=repr(error), commands=len(group))
+        half = len(group) // 2
+        return [group[half:], group[:half]]
 
     async def _resolve(self, batch: Batch) -> list[list[Pending]]:
         """Find out whether a COMMIT whose answer was lost took effect."""
@@ -302,7 +312,7 @@ class Committer:
                     landed = await batch.landed(self._connection)
                 finally:
                     watchdog.cancel()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except _DATABASE_ERRORS as error:
                 self.healthy = False
                 self._discard()
                 _log.warning("commit_still_unknown", error=repr(error))
@@ -350,4 +360,11 @@ def _is_outage(error: Exception) -> bool:
     """The database went away or is in trouble: nothing is wrong with the commands."""
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate is not None:
         return error.sqlstate[:2] in _OUTAGE_CLASSES or error.sqlstate in _OUTAGES
-    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.PostgresConnectionError)
+    # asyncpg answers a termination at an unlucky moment with an internal error of its own.
+    return isinstance(
+        error,
+        OSError
+        | asyncpg.InterfaceError
+        | asyncpg.InternalClientError
+        | asyncpg.PostgresConnectionError,
+    )
