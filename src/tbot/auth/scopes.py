@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 
 class Scope(StrEnum):
@@ -12,7 +12,7 @@ class Scope(StrEnum):
 
     doc: str
 
-    def __new__(cls, value: str, doc: str) -> Scope:
+    def __new__(cls, value: str, doc: str) -> Self:
         """Attach the documentation to the member."""
         member = str.__new__(cls, value)
         member._value_ = value

@@ -23,6 +23,7 @@ from tbot.core.errors import OutcomeUnknown
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 type Pool = asyncpg.Pool[Any]
 
+_NOTIFY_ENDED: Final = "SELECT pg_notify('tbot', 'sessions')"  # see `tbot.db.notify`
 _KEYS_LOCK: Final = 0x7462_6F74_0002  # advisory lock of whoever makes a signing key or a secret
 
 
@@ -270,6 +271,7 @@ async def end_session(connection: Connection, session_id: UUID, reason: str) -> 
         session_id,
         reason,
     )
+    await connection.execute(_NOTIFY_ENDED)
     return answer == "UPDATE 1"
 
 
@@ -281,6 +283,7 @@ async def end_sessions_of(connection: Connection, user_id: UUID, reason: str) ->
         user_id,
         reason,
     )
+    await connection.execute(_NOTIFY_ENDED)
     return len(rows)
 
 

@@ -1,0 +1,110 @@
+"""Builds the ASGI application from its parts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from tbot import __version__
+from tbot.web import docs_page, health, openapi, tokens, users
+from tbot.web.deps import Deps
+from tbot.web.edge import Edge
+from tbot.web.problems import Problem, problem_of
+
+_DESCRIPTION: Final = """
+An order API that cannot lose or double an order, on a double-entry ledger.
+
+* Amounts, prices and quantities are **strings** of plain decimals, never JSON numbers.
+* Every error is a [problem document](https://www.rfc-editor.org/rfc/rfc9457) with a `code`.
+* Give orders a `client_order_id`: after a timeout or a 504, repeat the request under it, and you
+  get the one order that was placed.
+* Lists come in pages: follow `next` (also in the `Link` header) until it is null.
+
+To try it here, press **Authorize** and log in with your user name and password.
+"""
+_TAGS: Final = [
+    {"name": "tokens", "description": "Log in, refresh, log out."},
+    {"name": "users", "description": "Yourself; for administrators, all users."},
+    {"name": "accounts", "description": "Accounts, what is on them, and how it came there."},
+    {"name": "orders", "description": "Place, follow and cancel orders."},
+    {"name": "market", "description": "Instruments and market data."},
+    {"name": "health", "description": "For those who operate T-Bot."},
+]
+
+
+def build_app(deps: Deps) -> FastAPI:
+    """The edge's application.
+
+    Args:
+        deps: Started parts; `boot` starts and stops them around the server, the application
+            itself has no lifespan.
+    """
+    app = FastAPI(
+        title="T-Bot",
+        version=__version__,
+        summary="A self-hosted trading backend for spot markets.",
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.deps = deps
+    app.exception_handlers.clear()
+    app.add_exception_handler(HTTPException, _answer)
+    app.add_exception_handler(RequestValidationError, _answer)
+    app.add_middleware(Edge, settings=deps.settings.http)
+    # One flat table: FastAPI's nested routers are matched twice for every request.
+    for router in (tokens.routes, users.routes, health.routes):
+        app.router.routes.extend(router.routes)
+    if deps.settings.http.public_docs:
+        app.router.routes.extend([Route("/openapi.json", _schema), *docs_page.docs_routes()])
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = openapi.document(app)
+    return app.openapi_schema
+
+
+async def _schema(request: Request) -> Response:
+    return Response(
+        json.dumps(request.app.openapi()),
+        media_type="application/json",
+        headers={"Cache-Control": "public, max-age=60"},
+    )
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    if problem is None:
+        raise error
+    if problem.status_code == 405:
+        methods = allowed_methods(request.app.routes, request.url.path)
+        problem = Problem(
+            "method_not_allowed",
+            f"{request.url.path} takes {', '.join(methods)}",
+            headers={"Allow": ", ".join(methods)},
+        )
+    return problem.response(request.scope.get("tbot.request_id", ""))
+
+
+def allowed_methods(routes: list[BaseRoute], path: str) -> list[str]:
+    """Every method that some route takes at a path; Starlette itself names only the first's."""
+    methods: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.path_regex.match(path):
+            methods |= route.methods or set()
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)

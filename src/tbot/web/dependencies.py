@@ -1,0 +1,170 @@
+"""What routes are given: the parts of the program, who asks, and what they prefer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+from fastapi import Depends, Header, Query, Security
+from fastapi.security import OAuth2PasswordBearer
+from starlette.requests import Request
+
+from tbot.auth.flow import Principal, authenticate
+from tbot.auth.scopes import Scope
+from tbot.core.errors import AuthError, InvalidToken
+from tbot.journal.commands import Actor
+from tbot.web.deps import Deps
+from tbot.web.problems import Problem
+
+bearer: Final = OAuth2PasswordBearer(
+    "/v1/token",
+    scheme_name="password",
+    scopes={scope.value: scope.doc for scope in Scope},
+    description="Log in with user name and password; the access token goes into "
+    "`Authorization: Bearer`.",
+    auto_error=False,
+    refreshUrl="/v1/token/refresh",
+)
+
+_PRINCIPAL: Final = "tbot.principal"
+
+
+def get_deps(request: Request) -> Deps:
+    """The parts of the program that `build_app` was given."""
+    deps: Deps = request.app.state.deps
+    return deps
+
+
+async def check_principal(request: Request, scopes: Sequence[str]) -> Principal:
+    """Find out who asks and whether their token covers `scopes`; remembered for the request.
+
+    Raises:
+        AuthError: There is no token.
+        InvalidToken, InsufficientScope: It is not good, or not good for this.
+    """
+    headers = request.headers.getlist("authorization")
+    if not headers:
+        raise AuthError("this call needs an access token")
+    kind, _, token = headers[0].partition(" ")
+    if len(headers) > 1 or kind.lower() != "bearer" or not token:
+        raise InvalidToken("the Authorization header has to be one Bearer token")
+    principal = await authenticate(get_deps(request).auth, token.strip(" "))
+    request.scope[_PRINCIPAL] = principal
+    principal.require(*scopes)
+    return principal
+
+
+async def current_principal(
+    request: Request, _: Annotated[str | None, Depends(bearer)]
+) -> Principal:
+    """Who asks, as `StrictRoute` found out by `check_principal` before it read the body."""
+    principal: Principal = request.scope[_PRINCIPAL]
+    return principal
+
+
+def principal_of(request: Request) -> Principal | None:
+    """Who asks, if the request has got far enough to know; for logs."""
+    return request.scope.get(_PRINCIPAL)
+
+
+def actor_of(request: Request, principal: Principal) -> Actor:
+    """Who asks, as the journal records it."""
+    client = request.client
+    return Actor(
+        kind="user",
+        user_id=principal.user_id,
+        session=str(principal.session_id),
+        address=client.host if client is not None else None,
+        request=request.scope.get("tbot.request_id"),
+    )
+
+
+Parts = Annotated[Deps, Depends(get_deps)]
+AnyUser = Annotated[Principal, Security(current_principal, scopes=[])]
+MarketReader = Annotated[Principal, Security(current_principal, scopes=[Scope.MARKET_READ.value])]
+AccountReader = Annotated[Principal, Security(current_principal, scopes=[Scope.ACCOUNT_READ.value])]
+AccountWriter = Annotated[
+    Principal, Security(current_principal, scopes=[Scope.ACCOUNT_WRITE.value])
+]
+OrderReader = Annotated[Principal, Security(current_principal, scopes=[Scope.ORDERS_READ.value])]
+OrderWriter = Annotated[Principal, Security(current_principal, scopes=[Scope.ORDERS_WRITE.value])]
+Admin = Annotated[Principal, Security(current_principal, scopes=[Scope.ADMIN.value])]
+
+
+# Prefer (RFC 7240)
+
+_WAIT: Final = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,6})"?\s*(?:;.*)?', re.IGNORECASE)
+
+
+def preferred_wait_s(prefer: str | None, wait_s_max: float) -> float | None:
+    """How long the caller would like us to wait: the `wait` of `Prefer`, within our limit.
+
+    Preferences that are malformed or unknown are ignored, as RFC 7240 says.
+
+    Example:
+        >>> preferred_wait_s("respond-async, wait=90", 30.0), preferred_wait_s("wait=x", 30.0)
+        (30.0, None)
+    """
+    if prefer is None or len(prefer) > 200:
+        return None
+    for preference in prefer.split(","):
+        found = _WAIT.fullmatch(preference)
+        if found:
+            return min(float(found[1]), wait_s_max)
+    return None
+
+
+PreferHeader = Annotated[
+    str | None,
+    Header(
+        alias="Prefer",
+        description="`wait=N` (RFC 7240): answer only once the order has left `pending_new` (a "
+        "market order: has ended), after at most N seconds. `Preference-Applied` says how long we "
+        "were ready to wait.",
+        examples=["wait=5"],
+    ),
+]
+
+IfNoneMatch = Annotated[
+    str | None,
+    Header(alias="If-None-Match", description="Entity tags; `304` when one is still current."),
+]
+
+PageLimit = Annotated[
+    int | None, Query(ge=1, description="Most items on the page, up to `http.page_size_max`.")
+]
+PageCursor = Annotated[
+    str | None,
+    Query(max_length=512, description="`next` of the page before, with the same filters."),
+]
+
+
+def page_limit(limit: int | None, deps: Deps) -> int:
+    """The number of items for a page.
+
+    Raises:
+        Problem: It is above the server's largest.
+    """
+    most = deps.settings.http.page_size_max
+    if limit is None:
+        return min(deps.settings.http.page_size, most)
+    if limit > most:
+        detail = f"a page has at most {most} items"
+        raise Problem(
+            "validation_failed", detail, errors=[{"parameter": "limit", "detail": detail}]
+        )
+    return limit
+
+
+def matches_tag(if_none_match: str | None, tag: str) -> bool:
+    """Whether `If-None-Match` names this entity tag, compared weakly (RFC 9110, 13.1.2).
+
+    Example:
+        >>> matches_tag('"a", W/"b"', '"b"'), matches_tag("*", '"b"'), matches_tag(None, '"b"')
+        (True, True, False)
+    """
+    if if_none_match is None:
+        return False
+    given = [item.strip().removeprefix("W/") for item in if_none_match.split(",")]
+    return "*" in given or tag.removeprefix("W/") in given

@@ -1,0 +1,125 @@
+"""The outermost layer of every HTTP request, as plain ASGI: one pass for all that concerns all.
+
+It gives each request an id, bounds its body, answers HEAD as a GET without its body, adds the
+security headers, turns what nobody caught into a plain 500, counts, and writes the access log.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from time import perf_counter
+from typing import Any, Final
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tbot.core.settings import HttpSettings
+from tbot.web import metrics
+from tbot.web.limits import limited
+from tbot.web.problems import Problem, problem_of
+
+_log = structlog.get_logger(__name__)
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+_ALWAYS: Final[tuple[tuple[bytes, bytes], ...]] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_DEFAULTS: Final[tuple[tuple[bytes, bytes], ...]] = (
+    # Whatever a route does not say can be kept, is private.
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
+
+class Edge:
+    """ASGI middleware around the whole application; see the module's text."""
+
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
+        self.app = app
+        self._bytes_max = settings.body_bytes_max
+        self._log_from = {"all": 0, "errors": 400, "off": 1000}[settings.access_log]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; everything but HTTP passes through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started_s = perf_counter()
+        method: str = scope["method"]
+        request_id = _request_id(scope)
+        headers = [(b"x-request-id", request_id.encode("ascii")), *_ALWAYS]
+        inner = dict(scope)
+        inner["tbot.request_id"] = request_id
+        if method == "HEAD":
+            inner["method"] = "GET"
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
+                names = {name for name, _ in given}
+                given += headers
+                given += [header for header in _DEFAULTS if header[0] not in names]
+                message = {**message, "headers": given}
+            elif method == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(inner, limited(inner, receive, self._bytes_max), answer)
+            except Exception as error:
+                if status:  # half an answer is out: the connection has to go
+                    _log.exception("request_failed", method=method, route=_route(inner))
+                    raise
+                await _answer_error(error, inner, receive, answer, request_id)
+            finally:
+                duration_s = perf_counter() - started_s
+                metrics.observe(method, _route(inner), status, duration_s)
+                if status >= self._log_from:
+                    _write_log(inner, method, status, duration_s)
+
+
+async def _answer_error(
+    error: Exception, scope: Scope, receive: Receive, send: Send, request_id: str
+) -> None:
+    problem = problem_of(error)
+    if problem is None:
+        _log.error("request_failed", method=scope["method"], route=_route(scope), exc_info=error)
+        problem = Problem("internal_error", "something went wrong on our side")
+    await problem.response(request_id)(scope, receive, send)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own id where it is harmless, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return bytes(value).decode("ascii")
+    return secrets.token_hex(12)
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route that was chosen, without what varies."""
+    template: str | None = getattr(scope.get("route"), "path", None)
+    return template or "unmatched"
+
+
+def _write_log(scope: Scope, method: str, status: int, duration_s: float) -> None:
+    principal = scope.get("tbot.principal")
+    fields: dict[str, Any] = {
+        "method": method,
+        "route": _route(scope),
+        "status": status,
+        "duration_ms": round(duration_s * 1000, 3),
+        "client": (scope.get("client") or ("",))[0],
+    }
+    if principal is not None:
+        fields["user_id"] = str(principal.user_id)
+    _log.info("http_request", **fields)

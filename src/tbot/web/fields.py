@@ -1,0 +1,132 @@
+"""Types of members, parameters and path segments: what is not of these shapes gets no further."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
+
+from tbot.auth.users import USERNAME_PATTERN
+from tbot.core.money import MoneyText
+
+SYMBOL_PATTERN: Final = r"^[A-Z0-9]{1,20}-[A-Z0-9]{1,20}$"
+ASSET_PATTERN: Final = r"^[A-Z0-9]{1,20}$"
+CLIENT_ORDER_ID_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,36}$"
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+
+
+class Request(BaseModel):
+    """Base of request bodies: what is not known is refused, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Answer(BaseModel):
+    """Base of answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _canonical(value: Any) -> Any:
+    # Pydantic alone would also take braces, urn:uuid: and digits without dashes.
+    if isinstance(value, UUID):
+        return value
+    if not isinstance(value, str) or not _UUID.fullmatch(value):
+        raise ValueError("is not an id: 32 lower-case hexadecimal digits in five groups")
+    return UUID(value)
+
+
+Id = Annotated[
+    UUID,
+    BeforeValidator(_canonical),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "uuid",
+            "examples": ["0199f3a2-7c4e-7c51-9d0e-3f6b8a2c4d10"],
+        }
+    ),
+]
+"""A UUID in its one canonical form."""
+
+Symbol = Annotated[
+    str, StringConstraints(pattern=SYMBOL_PATTERN), Field(examples=["BTC-USDT"], strict=True)
+]
+Asset = Annotated[
+    str, StringConstraints(pattern=ASSET_PATTERN), Field(examples=["USDT"], strict=True)
+]
+Username = Annotated[
+    str, StringConstraints(pattern=USERNAME_PATTERN), Field(examples=["ann"], strict=True)
+]
+ClientOrderId = Annotated[
+    str,
+    StringConstraints(pattern=CLIENT_ORDER_ID_PATTERN),
+    Field(
+        description="Your own name for the order, unique in the account for ever: repeating a "
+        "request under it never places a second order.",
+        examples=["rebalance-2026-11-22.1"],
+        strict=True,
+    ),
+]
+
+
+def _harmless(value: str) -> str:
+    """Refuse what could deceive or break whoever shows it: controls, direction, lone surrogates."""
+    for character in value:
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            raise ValueError("has an invisible or control character")
+    if value != value.strip():
+        raise ValueError("begins or ends with a space")
+    return unicodedata.normalize("NFC", value)
+
+
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64),
+    AfterValidator(_harmless),
+    Field(examples=["main"], strict=True),
+]
+
+Timestamp = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "description": "RFC 3339, UTC, with microseconds.",
+            "examples": ["2026-11-22T05:14:43.123456Z"],
+        }
+    ),
+]
+"""An instant as `core.clock.stamp` writes it."""
+
+
+def _positive(value: Any) -> Any:
+    if value <= 0:
+        raise ValueError("has to be above zero")
+    return value
+
+
+PositiveAmount = Annotated[MoneyText, AfterValidator(_positive)]
+"""A plain decimal above zero, as a string."""
+
+
+def _not_negative(value: Any) -> Any:
+    if value < 0:
+        raise ValueError("must not be below zero")
+    return value
+
+
+Amount = Annotated[MoneyText, AfterValidator(_not_negative)]
+"""A plain decimal, zero or more, as a string."""

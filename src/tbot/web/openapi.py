@@ -1,0 +1,164 @@
+"""The OpenAPI document: what FastAPI generates, made exact about errors.
+
+Routes list the problems they can answer with `problems(...)`. What holds for every route (a 500, an
+overlong URI, the request id) and for every secured one (401, 403) is added here, so a route cannot
+forget it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+from tbot.core.refusals import Reason
+from tbot.web.problems import CATALOGUE, MEDIA_TYPE, TYPE_PREFIX, reason_status
+from tbot.web.routes import required_scopes
+
+_EVERY: Final = ("uri_too_long", "internal_error")
+_SECURED: Final = ("unauthenticated", "invalid_token", "unavailable")
+_WITH_BODY: Final = (
+    "malformed_json",
+    "body_too_large",
+    "unsupported_media_type",
+    "validation_failed",
+)
+_CHALLENGE: Final = {
+    "WWW-Authenticate": {
+        "description": "The challenge (RFC 6750).",
+        "schema": {"type": "string"},
+    }
+}
+_RETRY: Final = {
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+}
+_REQUEST_ID: Final = {
+    "description": "The request's id, also in our logs.",
+    "schema": {"type": "string"},
+}
+_HEADERS: Final = {401: _CHALLENGE, 403: _CHALLENGE, 503: _RETRY}
+
+_PROBLEM_SCHEMA: Final = {
+    "title": "Problem",
+    "type": "object",
+    "description": "An RFC 9457 problem document. `docs/problems.md` lists every `code`.",
+    "required": ["type", "title", "status", "detail", "code", "request_id"],
+    "properties": {
+        "type": {"type": "string", "format": "uri", "examples": [TYPE_PREFIX + "not_found"]},
+        "title": {"type": "string"},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "detail": {"type": "string", "description": "What is wrong, for people."},
+        "code": {"type": "string", "examples": ["not_found"]},
+        "request_id": {"type": "string", "description": "Also in `X-Request-Id`, and in our logs."},
+        "errors": {
+            "type": "array",
+            "description": "Every broken rule, where there are several.",
+            "items": {
+                "type": "object",
+                "required": ["detail"],
+                "properties": {
+                    "pointer": {"type": "string", "description": "RFC 6901, into the body."},
+                    "parameter": {"type": "string", "description": "Of the query."},
+                    "header": {"type": "string"},
+                    "detail": {"type": "string"},
+                },
+            },
+        },
+        "facts": {
+            "type": "object",
+            "description": "Of a refusal: the figures that decided.",
+            "additionalProperties": True,
+        },
+    },
+    "additionalProperties": True,
+}
+
+
+def problems(*codes: str | Reason) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can answer with these problems.
+
+    Args:
+        codes: From the catalogue, or refusal reasons.
+    """
+    by_status: dict[int, list[str]] = {}
+    for code in codes:
+        status = reason_status(code) if isinstance(code, Reason) else CATALOGUE[code].status
+        by_status.setdefault(status, []).append(str(code))
+    return {status: _response(status, names) for status, names in sorted(by_status.items())}
+
+
+def _response(status: int, codes: list[str]) -> dict[str, Any]:
+    response: dict[str, Any] = {
+        "description": f"{HTTPStatus(status).phrase}: " + ", ".join(f"`{code}`" for code in codes),
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    if status in _HEADERS:
+        response["headers"] = _HEADERS[status]
+    return response
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of an application built by `build_app`."""
+    generated = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=app.description,
+        routes=app.routes,
+        tags=app.openapi_tags,
+        license_info=app.license_info,
+    )
+    schemas = generated.setdefault("components", {}).setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    schemas["Problem"] = _PROBLEM_SCHEMA
+    for route, operation in operations(app, generated):
+        _complete(route, operation)
+    return generated
+
+
+def operations(
+    app: FastAPI, generated: dict[str, Any]
+) -> Iterator[tuple[APIRoute, dict[str, Any]]]:
+    """Every route with its operation in the document."""
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            for method in route.methods or ():
+                yield route, generated["paths"][route.path_format][method.lower()]
+
+
+def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
+    codes = list(_EVERY)
+    scopes = required_scopes(route)
+    if scopes is not None:
+        codes += _SECURED
+        if scopes:
+            codes.append("insufficient_scope")
+    if route.body_field is not None:
+        codes += _WITH_BODY
+    if any(parameter["in"] != "path" for parameter in operation.get("parameters", ())):
+        codes.append("validation_failed")
+    responses = operation["responses"]
+    if "HTTPValidationError" in str(responses.get("422")):
+        del responses["422"]  # FastAPI's own, which we never send
+    if "{" in route.path_format:
+        codes.append("not_found")
+    for status, response in problems(*dict.fromkeys(codes)).items():
+        known = responses.get(str(status))
+        if known is None:
+            responses[str(status)] = response
+            continue
+        named = known["description"]
+        missing = [c for c in response["description"].split(": ")[1].split(", ") if c not in named]
+        if missing:
+            known["description"] = ", ".join([named, *missing])
+    for response in responses.values():
+        response["headers"] = {
+            **response.get("headers", {}),
+            "X-Request-Id": _REQUEST_ID,
+        }
+    operation["responses"] = dict(sorted(responses.items()))

@@ -1,0 +1,373 @@
+"""Errors as callers see them: RFC 9457 problem documents, mapped from our errors in one place.
+
+Every problem has a `code` from `CATALOGUE` or from the refusal reasons; `docs/problems.md` is
+generated from both. `detail` is written for the caller: it never tells how the server works inside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from tbot.core import errors
+from tbot.core.refusals import Reason, Refused
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:tbot:problem:"
+REALM: Final = "tbot"
+ERRORS_MAX: Final = 50
+"""Most broken rules listed in one document: a request of nothing but mistakes is not amplified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of problem: its HTTP status, its title, and what the caller can do about it."""
+
+    status: int
+    title: str
+    advice: str
+
+
+CATALOGUE: Final[Mapping[str, Kind]] = {
+    "bad_request": Kind(400, "Bad request", "The request is not understood; the detail says why."),
+    "malformed_json": Kind(
+        400,
+        "Malformed JSON",
+        "The body is not one JSON value in UTF-8 as RFC 8259 has it, repeats a member, or nests "
+        "too deeply. NaN and Infinity are not JSON.",
+    ),
+    "malformed_header": Kind(400, "Malformed header", "Correct the header that the detail names."),
+    "invalid_cursor": Kind(
+        400,
+        "Invalid cursor",
+        "Cursors are only good as they came, for the list and filters they came with. Begin again "
+        "without one.",
+    ),
+    "unauthenticated": Kind(
+        401, "Authentication required", "Send `Authorization: Bearer` with an access token."
+    ),
+    "invalid_token": Kind(
+        401,
+        "Invalid token",
+        "The token is malformed, expired, revoked or of another kind. Refresh it or log in again.",
+    ),
+    "invalid_credentials": Kind(
+        401, "Wrong user or password", "Both unknown users and wrong passwords answer this."
+    ),
+    "insufficient_scope": Kind(
+        403, "Insufficient scope", "Ask for a token with the scope that the document names."
+    ),
+    "not_found": Kind(
+        404, "Not found", "There is no such thing, or it is not yours: the two look the same."
+    ),
+    "method_not_allowed": Kind(405, "Method not allowed", "Use a method that `Allow` lists."),
+    "user_exists": Kind(409, "User exists", "Choose another user name."),
+    "body_too_large": Kind(
+        413, "Body too large", "Send at most `http.body_bytes_max` bytes (see the settings)."
+    ),
+    "uri_too_long": Kind(414, "URI too long", "Send a shorter path and query."),
+    "unsupported_media_type": Kind(
+        415,
+        "Unsupported media type",
+        "Send `Content-Type: application/json` (or a form, where the route takes one) without any "
+        "`Content-Encoding`.",
+    ),
+    "validation_failed": Kind(
+        422, "Validation failed", "Correct what `errors` lists; nothing was done."
+    ),
+    "internal_error": Kind(
+        500,
+        "Internal error",
+        "Our fault. Report the request id. A request that changes something may have been "
+        "carried out: repeat it under the same key.",
+    ),
+    "unavailable": Kind(
+        503, "Temporarily unavailable", "Certainly not done. Try again after `Retry-After`."
+    ),
+    "overloaded": Kind(
+        503, "Overloaded", "Certainly not done. Try again after `Retry-After`, more slowly."
+    ),
+    "not_ready": Kind(503, "Not ready", "Some part is not ready to serve; `checks` says which."),
+    "outcome_unknown": Kind(
+        504,
+        "Outcome unknown",
+        "It may or may not have been done. Repeat it under the same key (`client_order_id`) to "
+        "learn which; it is never done twice.",
+    ),
+}
+
+_REASON_STATUS: Final[Mapping[Reason, int]] = {
+    Reason.ORDER_NOT_FOUND: 404,
+    Reason.ORDER_CLOSED: 409,
+    Reason.ACCOUNT_EXISTS: 409,
+    Reason.SEND_TOO_LATE: 503,
+}
+_STATUS_CODE: Final[Mapping[int, str]] = {
+    401: "unauthenticated",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    414: "uri_too_long",
+    415: "unsupported_media_type",
+    422: "validation_failed",
+    503: "unavailable",
+}
+
+
+def reason_status(reason: Reason) -> int:
+    """The HTTP status of a refusal: 422 unless it says that something is missing or over."""
+    return _REASON_STATUS.get(reason, 422)
+
+
+class Problem(HTTPException):
+    """A problem document, raised by the edge's own code or made from an error by `problem_of`.
+
+    An `HTTPException`, because FastAPI turns every other exception of body parsing into its own.
+
+    Args:
+        code: From `CATALOGUE`, or a refusal's reason (then `status` and `title` are given).
+        errors: For `validation_failed`: `{pointer | parameter | header, detail}` for each broken
+            rule; a pointer is an RFC 6901 JSON pointer into the body.
+        extras: Further members of the document.
+        headers: Of the response, such as `Retry-After`.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        status: int = 0,
+        title: str = "",
+        *,
+        errors: Sequence[Mapping[str, str]] = (),
+        extras: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        kind = CATALOGUE.get(code)
+        if kind is not None:
+            status, title = status or kind.status, title or kind.title
+        super().__init__(status, detail, headers)
+        self.code = code
+        self.title = title
+        self.errors = errors
+        self.extras = extras or {}
+
+    def document(self, request_id: str) -> dict[str, Any]:
+        """The JSON object that is sent."""
+        document: dict[str, Any] = {
+            "type": TYPE_PREFIX + self.code,
+            "title": self.title,
+            "status": self.status_code,
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+        }
+        if self.errors:
+            document["errors"] = list(self.errors[:ERRORS_MAX])
+        return {**document, **self.extras}
+
+    def response(self, request_id: str) -> Response:
+        """The whole HTTP answer."""
+        # ASCII with escapes: whatever a caller sent that is reflected here is inert.
+        body = json.dumps(self.document(request_id), separators=(",", ":")).encode("ascii")
+        return Response(body, self.status_code, dict(self.headers or {}), MEDIA_TYPE)
+
+
+def invalid(detail: str, *, pointer: str | None = None, parameter: str | None = None) -> Problem:
+    """A broken rule that no schema expresses."""
+    where = {"pointer": pointer} if pointer is not None else {"parameter": parameter or ""}
+    return Problem("validation_failed", detail, errors=[{**where, "detail": detail}])
+
+
+def refused(refusal: Refused) -> Problem:
+    """A business refusal: its reason is the code."""
+    reason = refusal.reason
+    headers = {"Retry-After": "1"} if reason_status(reason) == 503 else {}
+    extras = {"facts": refusal.facts} if refusal.facts else {}
+    return Problem(
+        reason.value,
+        refusal.detail or reason.doc,
+        reason_status(reason),
+        reason.value.replace("_", " ").capitalize(),
+        extras=extras,
+        headers=headers,
+    )
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """The problem that an error means to its caller; None for one that is nobody's fault but ours.
+
+    The one place where errors of the domain get HTTP statuses.
+    """
+    match error:
+        case Problem():
+            return error
+        case RequestValidationError():
+            return _validation(error)
+        case HTTPException():
+            return _http(error)
+        case errors.AuthError():
+            return _authentication(error)
+        case errors.NotFound():
+            return Problem("not_found", "there is no such thing, or it is not yours")
+        case errors.InvalidCursor():
+            return Problem("invalid_cursor", "the cursor does not belong to this list")
+        case errors.InvalidAmount():
+            return Problem("validation_failed", str(error))
+        case errors.InvalidUser():
+            return invalid(str(error), pointer=f"/{error.field}")
+        case errors.UserExists():
+            return Problem("user_exists", str(error))
+        case errors.OutcomeUnknown():
+            return Problem(
+                "outcome_unknown", "it may or may not have been done: repeat it to learn"
+            )
+        case errors.Unavailable():
+            code = "overloaded" if isinstance(error, errors.Overloaded) else "unavailable"
+            return Problem(code, str(error), headers=_retry_after(error.retry_after_s))
+        case errors.VenueRateLimited():
+            return Problem(
+                "unavailable",
+                "the venue limits our requests at the moment",
+                headers=_retry_after(error.retry_after_s),
+            )
+        case (
+            errors.VenueDown()
+            | asyncpg.PostgresConnectionError()
+            | asyncpg.CannotConnectNowError()
+            | asyncpg.TooManyConnectionsError()
+            | asyncpg.AdminShutdownError()
+            | asyncpg.CrashShutdownError()
+            | asyncpg.QueryCanceledError()
+            | asyncpg.InterfaceError()
+            | ConnectionError()
+            | TimeoutError()
+        ):
+            # Only reads end here: the write path turns what may have happened into OutcomeUnknown.
+            return Problem(
+                "unavailable", "a part that this needs is away", headers=_retry_after(1.0)
+            )
+    return None
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _authentication(error: errors.AuthError) -> Problem:
+    challenge = f'Bearer realm="{REALM}"'
+    match error:
+        case errors.InsufficientScope():
+            challenge += f', error="insufficient_scope", scope="{error.scope}"'
+            return Problem(
+                "insufficient_scope",
+                str(error),
+                extras={"scope": error.scope},
+                headers={"WWW-Authenticate": challenge},
+            )
+        case errors.InvalidCredentials():
+            return Problem(
+                "invalid_credentials", str(error), headers={"WWW-Authenticate": challenge}
+            )
+        case errors.InvalidToken():
+            challenge += ', error="invalid_token"'
+            return Problem("invalid_token", str(error), headers={"WWW-Authenticate": challenge})
+    return Problem(
+        "unauthenticated",
+        "this call needs an access token",
+        headers={"WWW-Authenticate": challenge},
+    )
+
+
+def _http(error: HTTPException) -> Problem:
+    code = _STATUS_CODE.get(error.status_code)
+    if code is None:
+        code = "bad_request" if error.status_code < 500 else "internal_error"
+    kind = CATALOGUE[code]
+    headers = dict(error.headers or {})
+    return Problem(code, kind.advice, headers=headers)
+
+
+def _validation(error: RequestValidationError) -> Problem:
+    listed: list[dict[str, str]] = []
+    for item in error.errors()[:ERRORS_MAX]:
+        place, *path = item["loc"]
+        if place == "path":
+            # An id that cannot exist names nothing.
+            return Problem("not_found", "there is no such thing, or it is not yours")
+        detail = _sentence(item)
+        if place == "body":
+            listed.append({"pointer": _pointer(path), "detail": detail})
+        elif place == "header":
+            listed.append({"header": ".".join(map(str, path)), "detail": detail})
+        else:
+            listed.append({"parameter": ".".join(map(str, path)), "detail": detail})
+    first = listed[0]
+    where = first.get("pointer") or first.get("parameter") or first.get("header") or "the body"
+    return Problem("validation_failed", f"{where}: {first['detail']}", errors=listed)
+
+
+def _pointer(path: Sequence[Any]) -> str:
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    match item["type"]:
+        case "missing":
+            return "is required"
+        case "extra_forbidden":
+            return "is not a member that this request may have"
+        case "value_error":
+            return str(item["msg"]).removeprefix("Value error, ")
+        case _:
+            message = str(item["msg"])
+            return message[:1].lower() + message[1:]
+
+
+def catalogue_markdown() -> str:
+    """The text of `docs/problems.md`."""
+    lines = [
+        "# Problems",
+        "",
+        "Generated from `src/tbot/web/problems.py` and `src/tbot/core/refusals.py`.",
+        "",
+        "Every error answer is an [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) document,",
+        f"`Content-Type: {MEDIA_TYPE}`, with the members `type` (`{TYPE_PREFIX}` and the code),",
+        "`title`, `status` (that of the answer), `detail` (for people), `code` and `request_id`",
+        "(also the `X-Request-Id` header, and in our logs). `validation_failed` adds `errors`, a",
+        "list of `{pointer, detail}` for members of the body (an RFC 6901 pointer) and",
+        "`{parameter, detail}` for the query. Refusals may add `facts`: the figures that decided.",
+        "",
+        "A 4xx or 503 answer means that nothing was changed. After a 504, and after no answer at",
+        "all, repeat the request under the same key.",
+        "",
+        "## Of any request",
+        "",
+        "| code | status | title | what to do |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| `{code}` | {kind.status} | {kind.title} | {kind.advice} |"
+        for code, kind in CATALOGUE.items()
+    ]
+    lines += [
+        "",
+        "## Refusals of orders and accounts",
+        "",
+        "| code | status | meaning |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| `{reason.value}` | {reason_status(reason)} | {reason.doc} |"
+        for reason in Reason
+        if reason is not Reason.FILLS_MISSING  # never leaves the gateway
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,62 @@
+"""The route class of every JSON route: who asks is known before the body is read.
+
+FastAPI reads and parses a body before it looks at a route's dependencies; here a stranger's body is
+never read, and a body is parsed strictly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, params
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tbot.web.dependencies import check_principal, current_principal
+from tbot.web.limits import check_media_type, parse_json
+
+
+class _StrictRequest(Request):
+    """A request whose `json` is strict."""
+
+    async def json(self) -> Any:
+        """The body, by `parse_json`."""
+        if not hasattr(self, "_json"):
+            depth_max = self.app.state.deps.settings.http.json_depth_max
+            self._json = parse_json(await self.body(), depth_max)
+        return self._json
+
+
+class StrictRoute(APIRoute):
+    """FastAPI's route behind our checks: token and scopes, media type, strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler that FastAPI calls once the route is chosen."""
+        handler = super().get_route_handler()
+        scopes = required_scopes(self)
+        body = self.body_field
+        form = body is not None and isinstance(body.field_info, params.Form)
+
+        async def strict(request: Request) -> Response:
+            if scopes is not None:
+                await check_principal(request, scopes)
+            if body is not None:
+                check_media_type(request.headers, form)
+            return await handler(_StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def required_scopes(route: APIRoute) -> tuple[str, ...] | None:
+    """The scopes a route asks for; None for a public one."""
+    for dependency in route.dependant.dependencies:
+        if dependency.call is current_principal:
+            return tuple(dependency.own_oauth_scopes or ())
+    return None
+
+
+def router(tag: str, prefix: str = "/v1") -> APIRouter:
+    """A router for one resource's routes."""
+    return APIRouter(prefix=prefix, tags=[tag], route_class=StrictRoute)
