@@ -169,6 +169,40 @@ class ExchangeSettings(BaseModel):
     )
     maker_fee: MoneyText = Field(Decimal("0.001"), description="Fee rate of resting orders.")
     taker_fee: MoneyText = Field(Decimal("0.001"), description="Fee rate of aggressing orders.")
+    fsync: bool = Field(
+        False,
+        description="Wait for the disk at each flush of its log. Without it an acknowledged order "
+        "survives `kill -9` but not a power cut.",
+    )
+    log_bytes_max: int = Field(
+        64 << 20, ge=1 << 16, description="Size of its log after which a start compacts it."
+    )
+    orders_kept: int = Field(100_000, ge=100, description="Closed orders kept of each account.")
+    executions_kept: int = Field(200_000, ge=100, description="Executions kept of each account.")
+    weight_1m_max: int = Field(
+        60_000, ge=100, description="Request weight per address and minute (Binance: 6000)."
+    )
+    orders_10s_max: int = Field(
+        10_000, ge=1, description="New orders per account in 10 s (Binance: 100)."
+    )
+    orders_1d_max: int = Field(
+        10_000_000, ge=1, description="New orders per account and day (Binance: 200000)."
+    )
+    connections_max: int = Field(1024, ge=1, description="Open connections; then closed at once.")
+    client_bytes_max: int = Field(
+        4 << 20, ge=65_536, description="Bytes waiting for one client; then it is disconnected."
+    )
+    stream_messages_per_s_max: float = Field(
+        20.0, gt=0, description="Inbound messages of a market stream connection (Binance: 5)."
+    )
+    ping_interval_s: float = Field(20.0, gt=0, description="Time between pings to a client.")
+    ping_timeout_s: float = Field(
+        60.0, gt=0, description="Silence after a ping that disconnects the client."
+    )
+    mark_interval_s: float = Field(
+        5.0, gt=0, description="How often the market's position is written to its log."
+    )
+    faults: bool = Field(False, description="Serve `/paper/v1/faults`, for tests of clients.")
 
 
 class MarketSettings(BaseModel):

@@ -1,0 +1,124 @@
+"""A feed and an output to test the fan-out with: nothing but memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from tbot.market.channels import Market
+from tbot.market.topics import Frame
+from tbot.venues.base import Level
+
+AT = datetime(2024, 8, 8, 23, 54, tzinfo=UTC)
+
+
+class FakeBook:
+    """A book that tests change by hand."""
+
+    def __init__(self) -> None:
+        self.update_id = 0
+        self.bids: dict[Decimal, Decimal] = {}
+        self.asks: dict[Decimal, Decimal] = {}
+
+    def levels(self, depth: int) -> tuple[list[Level], list[Level]]:
+        bids = [Level(price, self.bids[price]) for price in sorted(self.bids, reverse=True)]
+        asks = [Level(price, self.asks[price]) for price in sorted(self.asks)]
+        return bids[: depth or None], asks[: depth or None]
+
+
+class FakeFeed:
+    """Markets with books, and what a feed would tell of them."""
+
+    def __init__(self, *symbols: str) -> None:
+        self.books = {symbol: FakeBook() for symbol in symbols}
+        self.void: set[str] = set()
+        self.trade_ids = dict.fromkeys(symbols, 0)
+        self.market: Market | None = None
+
+    def knows(self, symbol: str) -> bool:
+        return symbol in self.books
+
+    def book(self, symbol: str) -> FakeBook | None:
+        return None if symbol in self.void else self.books[symbol]
+
+    def trade(self, symbol: str, price: str = "100", quantity: str = "1") -> None:
+        assert self.market is not None
+        self.trade_ids[symbol] += 1
+        self.market.traded(
+            symbol, self.trade_ids[symbol], Decimal(price), Decimal(quantity), "buy", AT
+        )
+
+    def change(self, symbol: str, side: str, price: str, quantity: str) -> None:
+        """Set one level; zero deletes it."""
+        assert self.market is not None
+        book = self.books[symbol]
+        book.update_id += 1
+        levels = book.bids if side == "bid" else book.asks
+        level = Level(Decimal(price), Decimal(quantity))
+        if level.quantity:
+            levels[level.price] = level.quantity
+        else:
+            levels.pop(level.price, None)
+        if symbol not in self.void:
+            bids, asks = ([level], []) if side == "bid" else ([], [level])
+            for topic in self.market.book_topics(symbol):
+                topic.update(bids, asks, AT)
+                self.market.announce(topic)
+
+    def lose(self, symbol: str) -> None:
+        """The venue's stream broke."""
+        assert self.market is not None
+        self.void.add(symbol)
+        self.market.missed(symbol, "venue_disconnected")
+
+    def rebuild(self, symbol: str) -> None:
+        """The book is in sync again."""
+        assert self.market is not None
+        self.void.discard(symbol)
+        for topic in self.market.book_topics(symbol):
+            topic.reset(AT)
+            self.market.announce(topic)
+
+
+class FakeOutput:
+    """Collects what it is handed; a test says when it is ready."""
+
+    def __init__(self) -> None:
+        self.on_ready: Callable[[], None] = lambda: None
+        self.open = True
+        self.received: list[dict[str, Any]] = []
+        self.batches: list[int] = []
+        self.closed: tuple[int, str] | None = None
+        self.heard: float | None = None
+        self.pings = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.open and self.closed is None
+
+    @property
+    def heard_at(self) -> float | None:
+        return self.heard
+
+    def write(self, frames: Sequence[Frame]) -> None:
+        assert self.open, "written to while it was not ready"
+        self.received.extend(json.loads(frame.text) for frame in frames)
+        self.batches.append(sum(len(frame.payload) for frame in frames))
+
+    def ping(self) -> None:
+        self.pings += 1
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed = (code, reason)
+
+    def stall(self) -> None:
+        """Take nothing any more."""
+        self.open = False
+
+    def resume(self) -> None:
+        """Take again, as a transport whose buffer drained."""
+        self.open = True
+        self.on_ready()
