@@ -28,9 +28,7 @@ def test_equal_to_a_recomputation(script: list[tuple[int, int, int]]) -> None:
     at = START
     for number, (pause_s, price, quantity) in enumerate(script):
         at += timedelta(seconds=pause_s)
-        trades.append(
-            MarketTrade("BTCUSDT", number, Decimal(price), Decimal(quantity), True, at)
-        )
+        trades.append(MarketTrade("BTCUSDT", number, Decimal(price), Decimal(quantity), True, at))
         ticker = window.add(trades[-1])
         minute = to_ms(at) - to_ms(at) % 60_000
         kept = [t for t in trades if to_ms(t.at) >= minute - 86_400_000]
