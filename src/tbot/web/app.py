@@ -13,7 +13,18 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tbot import __version__
-from tbot.web import docs_page, health, openapi, tokens, users
+from tbot.web import (
+    accounts,
+    docs_page,
+    health,
+    history,
+    market,
+    openapi,
+    orders,
+    stream,
+    tokens,
+    users,
+)
 from tbot.web.deps import Deps
 from tbot.web.edge import Edge
 from tbot.web.problems import Problem, problem_of
@@ -65,10 +76,14 @@ def build_app(deps: Deps) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _answer)
     app.add_middleware(Edge, settings=deps.settings.http)
     # One flat table: FastAPI's nested routers are matched twice for every request.
-    for router in (tokens.routes, users.routes, health.routes):
-        app.router.routes.extend(router.routes)
+    for module in (orders, accounts, history, market, tokens, users, health):
+        app.router.routes.extend(module.routes.routes)
+    if deps.streams is not None:
+        app.state.streams = deps.streams
+        app.router.routes.extend(stream.router.routes)
     if deps.settings.http.public_docs:
-        app.router.routes.extend([Route("/openapi.json", _schema), *docs_page.docs_routes()])
+        app.router.routes.extend(docs_page.docs_routes())
+        app.add_api_route("/openapi.json", _schema, include_in_schema=False)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 

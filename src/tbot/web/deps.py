@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from tbot.auth.flow import Auth
 from tbot.auth.store import Pool
 from tbot.core.settings import Settings
+from tbot.market.feed import MarketFeed
+from tbot.orders.flow import OrderDesk
+from tbot.web.stream import Streams
 
 type Check = Callable[[], Awaitable[str | None]]
 """Answers None when its part is ready, else a few words on why not."""
@@ -19,10 +22,16 @@ class Deps:
 
     Attributes:
         pool: For reads; short transactions only.
+        orders: With the account desk and the instruments in it.
+        feeds: Live market data, by venue.
+        streams: Serves `/v1/stream`; None leaves the endpoint out.
         checks: By name, what has to be ready for `/health/ready`.
     """
 
     settings: Settings
     pool: Pool
     auth: Auth
+    orders: OrderDesk
+    feeds: Mapping[str, MarketFeed] = field(default_factory=dict)
+    streams: Streams | None = None
     checks: Mapping[str, Check] = field(default_factory=dict)

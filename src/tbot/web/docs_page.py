@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Final
 
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute
 
 _PACKAGE: Final = "fastapi_swagger"
 _POLICY: Final = (
@@ -54,35 +55,38 @@ _START: Final = f"""window.ui = SwaggerUIBundle({{
 """
 
 
-def docs_routes() -> list[Route]:
+def docs_routes() -> list[BaseRoute]:
     """Routes of the page and its files; only a hint where the package is missing."""
     spec = importlib.util.find_spec(_PACKAGE)
+    router = APIRouter(include_in_schema=False)
     if spec is None or not spec.submodule_search_locations:
-        return [Route("/docs", _missing)]
+        router.add_api_route("/docs", _missing)
+        return router.routes
     files = Path(spec.submodule_search_locations[0]) / "resources"
 
-    async def page(_request: Request) -> Response:
+    async def page() -> Response:
         return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _POLICY})
 
-    async def start(_request: Request) -> Response:
+    async def start() -> Response:
         return Response(_START, media_type="text/javascript", headers=_kept())
 
     async def file(request: Request) -> Response:
         name = request.url.path.rpartition("/")[2]
         return FileResponse(files / name, media_type=_FILES[name], headers=_kept())
 
-    return [
-        Route("/docs", page),
-        Route("/docs/start.js", start),
-        *(Route(f"/docs/{name}", file) for name in _FILES if (files / name).is_file()),
-    ]
+    router.add_api_route("/docs", page)
+    router.add_api_route("/docs/start.js", start)
+    for name in _FILES:
+        if (files / name).is_file():
+            router.add_api_route(f"/docs/{name}", file)
+    return router.routes
 
 
 def _kept() -> dict[str, str]:
     return {"Cache-Control": "public, max-age=3600"}
 
 
-async def _missing(_request: Request) -> Response:
+async def _missing() -> Response:
     return HTMLResponse(
         "<p>The package <code>fastapi-swagger</code> is not installed. "
         'The API is described in <a href="/openapi.json">openapi.json</a>.</p>'

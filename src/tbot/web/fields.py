@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from decimal import Decimal
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -112,19 +113,29 @@ Timestamp = Annotated[
 """An instant as `core.clock.stamp` writes it."""
 
 
-def _positive(value: Any) -> Any:
+_AMOUNT_MAX: Final = Decimal(10) ** 18
+
+
+def _positive(value: Decimal) -> Decimal:
     if value <= 0:
         raise ValueError("has to be above zero")
-    return value
+    return _bounded(value)
 
 
 PositiveAmount = Annotated[MoneyText, AfterValidator(_positive)]
 """A plain decimal above zero, as a string."""
 
 
-def _not_negative(value: Any) -> Any:
+def _not_negative(value: Decimal) -> Decimal:
     if value < 0:
         raise ValueError("must not be below zero")
+    return _bounded(value)
+
+
+def _bounded(value: Decimal) -> Decimal:
+    # Far above any real amount, and far enough below what the tables hold to add many of them.
+    if value > _AMOUNT_MAX:
+        raise ValueError("is larger than any amount may be")
     return value
 
 

@@ -65,7 +65,7 @@ async def _run(name: str, check: Check) -> str | None:
             return await check()
     except TimeoutError:
         return "no answer in time"
-    except Exception:
+    except Exception:  # noqa: BLE001
         # Whatever a part's failure is, the answer is that it is not ready.
         _log.warning("readiness_check_failed", check=name, exc_info=True)
         return "failed"

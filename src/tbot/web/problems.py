@@ -240,7 +240,7 @@ def problem_of(error: Exception) -> Problem | None:
                 headers=_retry_after(error.retry_after_s),
             )
         case (
-            errors.VenueDown()
+            errors.VenueError()
             | asyncpg.PostgresConnectionError()
             | asyncpg.CannotConnectNowError()
             | asyncpg.TooManyConnectionsError()
@@ -316,7 +316,9 @@ def _validation(error: RequestValidationError) -> Problem:
 
 
 def _pointer(path: Sequence[Any]) -> str:
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+    # A step that begins with @ is the tag of a union's member (see `tbot.web.accounts`).
+    steps = [str(step) for step in path if not str(step).startswith("@")]
+    return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
 
 
 def _sentence(item: Mapping[str, Any]) -> str:
@@ -365,9 +367,5 @@ def catalogue_markdown() -> str:
         "| code | status | meaning |",
         "| --- | --- | --- |",
     ]
-    lines += [
-        f"| `{reason.value}` | {reason_status(reason)} | {reason.doc} |"
-        for reason in Reason
-        if reason is not Reason.FILLS_MISSING  # never leaves the gateway
-    ]
+    lines += [f"| `{reason.value}` | {reason_status(reason)} | {reason.doc} |" for reason in Reason]
     return "\n".join(lines) + "\n"

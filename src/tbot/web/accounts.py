@@ -1,0 +1,393 @@
+"""Accounts: opening them, and what is on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Query
+from pydantic import Discriminator, Field, Tag
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from tbot.core import clock, money
+from tbot.core.money import MoneyText
+from tbot.core.refusals import Reason, Refused
+from tbot.ledger import flow, store
+from tbot.ledger.entries import Account, Limits
+from tbot.orders import store as orders_store
+from tbot.web.answers import json_answer
+from tbot.web.dependencies import (
+    AccountReader,
+    AccountWriter,
+    PageCursor,
+    PageLimit,
+    Parts,
+    actor_of,
+    page_limit,
+)
+from tbot.web.deps import Deps
+from tbot.web.fields import (
+    Amount,
+    Answer,
+    Asset,
+    Id,
+    Name,
+    PositiveAmount,
+    Request,
+    Symbol,
+    Timestamp,
+)
+from tbot.web.market import VenueName
+from tbot.web.openapi import problems
+from tbot.web.ownership import own_account
+from tbot.web.pages import decode_cursor, encode_cursor, next_link
+from tbot.web.problems import invalid, refused
+from tbot.web.routes import router
+from tbot.web.valuation import Prices, positions_json, value
+
+routes = router("accounts")
+
+_ASSETS_MAX = 50
+
+
+class StartingAmount(Request):
+    """An amount that an account starts with."""
+
+    asset: Asset
+    amount: PositiveAmount
+
+
+class NewLimits(Request):
+    """Risk limits of a new account; what is left out takes the server's default."""
+
+    max_order_notional: Annotated[
+        PositiveAmount | None, Field(description="Largest order, in its quote asset.")
+    ] = None
+    max_open_orders: Annotated[int | None, Field(ge=0, le=100_000, strict=True)] = None
+    price_collar: Annotated[
+        Amount | None,
+        Field(description="How far through the market a price may be: 0.05 is 5 %.", le=Decimal(1)),
+    ] = None
+    allowed_instruments: Annotated[
+        list[Symbol] | None, Field(max_length=1000, description="Null allows all.")
+    ] = None
+
+
+def _shape_of(value: Any) -> str:
+    return "@map" if isinstance(value, dict) else "@list"
+
+
+StartingBalance = Annotated[
+    Annotated[
+        dict[Asset, PositiveAmount],
+        Field(max_length=_ASSETS_MAX, examples=[{"USDT": "10000"}]),
+        Tag("@map"),
+    ]
+    | Annotated[list[StartingAmount], Field(max_length=_ASSETS_MAX), Tag("@list")],
+    Discriminator(_shape_of),
+]
+
+
+class NewAccount(Request):
+    """An account to be opened."""
+
+    name: Name
+    venue: VenueName = "paper"
+    starting_balance: Annotated[
+        StartingBalance,
+        Field(description="Paper money, as a list or as a map from asset to amount."),
+    ] = Field(default_factory=dict)
+    limits: NewLimits | None = None
+
+
+class LimitsOut(Answer):
+    """Risk limits of an account."""
+
+    max_order_notional: MoneyText
+    max_open_orders: int
+    price_collar: MoneyText
+    allowed_instruments: list[str] | None
+
+
+class AccountOut(Answer):
+    """An account."""
+
+    id: Id
+    name: str
+    venue: Annotated[str, Field(examples=["paper"])]
+    status: Annotated[str, Field(examples=["open"], description="`open`, `frozen` or `closed`.")]
+    limits: LimitsOut
+    sequence: Annotated[int, Field(description="Of its newest journal entry.")]
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class AccountPage(Answer):
+    """A page of accounts, oldest first."""
+
+    items: list[AccountOut]
+    next: str | None
+
+
+class BalanceOut(Answer):
+    """What an account has of an asset: `total` is `available` plus `held` for open orders."""
+
+    asset: str
+    total: MoneyText
+    available: MoneyText
+    held: MoneyText
+
+
+class Balances(Answer):
+    """All balances of an account, as of one entry of its journal."""
+
+    account_id: Id
+    sequence: int
+    balances: list[BalanceOut]
+
+
+class PositionOut(Answer):
+    """What an account traded of an instrument and still has, at weighted-average cost."""
+
+    symbol: Symbol
+    quantity: MoneyText
+    average_cost: MoneyText | None
+    cost: MoneyText
+    realized_pnl: MoneyText
+    market_price: Annotated[MoneyText | None, Field(description="Null without a fresh price.")]
+    unrealized_pnl: MoneyText | None
+
+
+class Positions(Answer):
+    """All positions of an account, as of one entry of its journal."""
+
+    account_id: Id
+    sequence: int
+    positions: list[PositionOut]
+
+
+class ValuedAmount(Answer):
+    """An amount of an asset, and what it is worth now."""
+
+    asset: str
+    amount: MoneyText
+    price: MoneyText | None
+    value: MoneyText | None
+
+
+class EquityOut(Answer):
+    """What an account is worth in one asset, at the middle of the market."""
+
+    account_id: Id
+    quote: str
+    equity: MoneyText
+    balances_value: list[ValuedAmount]
+    realized_pnl: MoneyText
+    unrealized_pnl: MoneyText
+    complete: Annotated[
+        bool, Field(description="False when something has no fresh price in the quote asset.")
+    ]
+    as_of: Timestamp
+
+
+def account_json(account: Account, sequence: int) -> dict[str, Any]:
+    """An account as `AccountOut` describes it, in JSON types."""
+    return {
+        "id": account.id,
+        "name": account.name,
+        "venue": account.venue,
+        "status": account.status,
+        "limits": account.limits.to_json(),
+        "sequence": sequence,
+        "created_at": account.opened_at,
+        "updated_at": account.updated_at,
+    }
+
+
+def _limits(asked: NewLimits | None, default: Limits) -> Limits:
+    if asked is None:
+        return default
+    given = {name: getattr(asked, name) for name in asked.model_fields_set}
+    allowed = given.get("allowed_instruments")
+    return Limits(
+        max_order_notional=_or(given.get("max_order_notional"), default.max_order_notional),
+        max_open_orders=_or(given.get("max_open_orders"), default.max_open_orders),
+        price_collar=_or(given.get("price_collar"), default.price_collar),
+        allowed_instruments=(
+            tuple(dict.fromkeys(allowed)) if allowed is not None else default.allowed_instruments
+        ),
+    )
+
+
+def _or[T](given: T | None, default: T) -> T:
+    return default if given is None else given
+
+
+def _deposits(body: NewAccount) -> Mapping[str, Decimal]:
+    start = body.starting_balance
+    if isinstance(start, dict):
+        return start
+    amounts: dict[str, Decimal] = {}
+    for number, item in enumerate(start):
+        if item.asset in amounts:
+            raise invalid(
+                f"{item.asset} is given twice", pointer=f"/starting_balance/{number}/asset"
+            )
+        amounts[item.asset] = item.amount
+    return amounts
+
+
+@routes.post(
+    "/accounts",
+    operation_id="create_account",
+    status_code=201,
+    response_model=AccountOut,
+    responses={
+        201: {"headers": {"Location": {"schema": {"type": "string"}}}},
+        **problems(
+            "overloaded",
+            "outcome_unknown",
+            Reason.VENUE_UNKNOWN,
+            Reason.ASSET_UNKNOWN,
+            Reason.AMOUNT_TOO_PRECISE,
+        ),
+    },
+)
+async def create_account(
+    request: HttpRequest, parts: Parts, principal: AccountWriter, body: NewAccount
+) -> Response:
+    """Open a paper account with a starting balance."""
+    desk = parts.orders.accounts
+    outcome = await flow.open_account(
+        desk,
+        actor_of(request, principal),
+        principal.user_id,
+        body.name,
+        body.venue,
+        _deposits(body),
+        _limits(body.limits, desk.default_limits),
+    )
+    if isinstance(outcome, Refused):
+        raise refused(outcome)
+    async with parts.pool.acquire() as connection:
+        account, sequence = await store.get_account(connection, outcome.id)
+    headers = {"Location": f"/v1/accounts/{account.id}"}
+    return json_answer(account_json(account, sequence), 201, headers)
+
+
+@routes.get(
+    "/accounts",
+    operation_id="list_accounts",
+    response_model=AccountPage,
+    responses=problems("invalid_cursor"),
+)
+async def list_accounts(
+    request: HttpRequest,
+    parts: Parts,
+    principal: AccountReader,
+    limit: PageLimit = None,
+    cursor: PageCursor = None,
+) -> Response:
+    """List your accounts, oldest first."""
+    size = page_limit(limit, parts)
+    secret, reader = parts.auth.keys.cursor_secret, principal.user_id
+    after = None
+    if cursor is not None:
+        after = UUID(str(decode_cursor(secret, reader, "accounts", {}, cursor)[0]))
+    async with parts.pool.acquire() as connection:
+        found = await store.list_accounts(connection, principal.user_id, after, size + 1)
+    headers = {}
+    following = None
+    if len(found) > size:
+        last, _ = found[size - 1]
+        following = encode_cursor(secret, reader, "accounts", {}, [str(last.id)])
+        headers["Link"] = next_link(request, {}, size, following)
+    page = {"items": [account_json(*item) for item in found[:size]], "next": following}
+    return json_answer(page, headers=headers)
+
+
+@routes.get("/accounts/{account_id}", operation_id="get_account", response_model=AccountOut)
+async def get_account(parts: Parts, principal: AccountReader, account_id: Id) -> Response:
+    """Get one account."""
+    await own_account(parts, principal, account_id)
+    async with parts.pool.acquire() as connection:
+        account, sequence = await store.get_account(connection, account_id)
+    return json_answer(account_json(account, sequence))
+
+
+@routes.get("/accounts/{account_id}/balances", operation_id="get_balances", response_model=Balances)
+async def get_balances(parts: Parts, principal: AccountReader, account_id: Id) -> Response:
+    """Get an account's balances."""
+    await own_account(parts, principal, account_id)
+    async with parts.pool.acquire() as connection:
+        sequence, balances = await store.get_balances(connection, account_id)
+    return json_answer(
+        {
+            "account_id": account_id,
+            "sequence": sequence,
+            "balances": [
+                {
+                    "asset": asset,
+                    "total": money.text(balance.total),
+                    "available": money.text(balance.available),
+                    "held": money.text(balance.held),
+                }
+                for asset, balance in balances.items()
+            ],
+        }
+    )
+
+
+@routes.get(
+    "/accounts/{account_id}/positions", operation_id="get_positions", response_model=Positions
+)
+async def get_positions(parts: Parts, principal: AccountReader, account_id: Id) -> Response:
+    """Get an account's positions with their market values."""
+    facts = await own_account(parts, principal, account_id)
+    async with parts.pool.acquire() as connection:
+        sequence, positions = await orders_store.get_positions(connection, account_id)
+    listed = positions_json(positions, _prices(parts, facts.venue))
+    return json_answer({"account_id": account_id, "sequence": sequence, "positions": listed})
+
+
+def _prices(deps: Deps, venue: str) -> Prices:
+    return lambda symbol: deps.orders.fresh_reference(venue, symbol)
+
+
+@routes.get("/accounts/{account_id}/equity", operation_id="get_equity", response_model=EquityOut)
+async def get_equity(
+    parts: Parts,
+    principal: AccountReader,
+    account_id: Id,
+    quote: Annotated[Asset, Query(description="The asset to value in.")] = "USDT",
+) -> Response:
+    """Value an account at the market."""
+    facts = await own_account(parts, principal, account_id)
+    async with parts.pool.acquire() as connection:
+        _, balances = await store.get_balances(connection, account_id)
+        _, positions = await orders_store.get_positions(connection, account_id)
+    totals = {asset: balance.total for asset, balance in balances.items()}
+    worth = value(totals, positions, quote, _prices(parts, facts.venue))
+    return json_answer(
+        {
+            "account_id": account_id,
+            "quote": quote,
+            "equity": money.text(worth.equity),
+            "balances_value": [
+                {
+                    "asset": item.asset,
+                    "amount": money.text(item.amount),
+                    "price": None if item.price is None else money.text(item.price),
+                    "value": None if item.worth is None else money.text(item.worth),
+                }
+                for item in worth.assets
+            ],
+            "realized_pnl": money.text(worth.realized),
+            "unrealized_pnl": money.text(worth.unrealized),
+            "complete": worth.complete,
+            "as_of": clock.stamp(clock.utc_now()),
+        }
+    )
