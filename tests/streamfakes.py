@@ -9,8 +9,10 @@ from decimal import Decimal
 from typing import Any
 
 from tbot.market.channels import Market
+from tbot.market.feed import BestChanged, BookChanged, BookReset, FeedEvent, Missed, Traded
+from tbot.market.ticker import Ticker
 from tbot.market.topics import Frame
-from tbot.venues.base import Level
+from tbot.venues.base import BestPrices, Level, MarketTrade
 
 AT = datetime(2024, 8, 8, 23, 54, tzinfo=UTC)
 
@@ -36,6 +38,7 @@ class FakeFeed:
         self.books = {symbol: FakeBook() for symbol in symbols}
         self.void: set[str] = set()
         self.trade_ids = dict.fromkeys(symbols, 0)
+        self.bests: dict[str, BestPrices] = {}
         self.market: Market | None = None
 
     def knows(self, symbol: str) -> bool:
@@ -44,16 +47,38 @@ class FakeFeed:
     def book(self, symbol: str) -> FakeBook | None:
         return None if symbol in self.void else self.books[symbol]
 
-    def trade(self, symbol: str, price: str = "100", quantity: str = "1") -> None:
+    def trades(self, symbol: str, limit: int) -> list[MarketTrade]:
+        return []
+
+    def best(self, symbol: str) -> BestPrices | None:
+        return self.bests.get(symbol)
+
+    def ticker(self, symbol: str) -> Ticker | None:
+        return None
+
+    def stale(self, symbol: str) -> bool:
+        return False
+
+    def tell(self, symbol: str, event: FeedEvent) -> None:
         assert self.market is not None
+        self.market.hear(symbol, event)
+
+    def trade(self, symbol: str, price: str = "100", quantity: str = "1") -> None:
         self.trade_ids[symbol] += 1
-        self.market.traded(
-            symbol, self.trade_ids[symbol], Decimal(price), Decimal(quantity), "buy", AT
-        )
+        trade_id = self.trade_ids[symbol]
+        trade = MarketTrade(symbol, trade_id, Decimal(price), Decimal(quantity), False, AT)
+        self.tell(symbol, Traded(trade))
+
+    def quote(self, symbol: str, bid: str) -> None:
+        """New best prices."""
+        count = self.bests[symbol].update_id + 1 if symbol in self.bests else 1
+        one = Decimal(1)
+        best = BestPrices(symbol, count, Decimal(bid), one, Decimal(bid) + 1, one)
+        self.bests[symbol] = best
+        self.tell(symbol, BestChanged(best))
 
     def change(self, symbol: str, side: str, price: str, quantity: str) -> None:
         """Set one level; zero deletes it."""
-        assert self.market is not None
         book = self.books[symbol]
         book.update_id += 1
         levels = book.bids if side == "bid" else book.asks
@@ -63,24 +88,20 @@ class FakeFeed:
         else:
             levels.pop(level.price, None)
         if symbol not in self.void:
+            number = book.update_id
             bids, asks = ([level], []) if side == "bid" else ([], [level])
-            for topic in self.market.book_topics(symbol):
-                topic.update(bids, asks, AT)
-                self.market.announce(topic)
+            self.tell(symbol, BookChanged(number - 1, number, number, bids, asks, AT))
 
     def lose(self, symbol: str) -> None:
         """The venue's stream broke."""
-        assert self.market is not None
         self.void.add(symbol)
-        self.market.missed(symbol, "venue_disconnected")
+        self.tell(symbol, Missed("venue_disconnected"))
 
     def rebuild(self, symbol: str) -> None:
         """The book is in sync again."""
-        assert self.market is not None
         self.void.discard(symbol)
-        for topic in self.market.book_topics(symbol):
-            topic.reset(AT)
-            self.market.announce(topic)
+        number = self.books[symbol].update_id
+        self.tell(symbol, BookReset(number, number))
 
 
 class FakeOutput:

@@ -241,7 +241,9 @@ class Journal:
         Raises:
             IntegrityError: The table does not continue this place with the next sequence.
         """
-        watched = self._watched[account_id]
+        watched = self._watched.get(account_id)
+        if watched is None:  # closed meanwhile
+            return [], True
         # One reader asks the table, the others find the answer in memory.
         async with watched.lock:
             found = self.remembered(account_id, after)
@@ -361,6 +363,8 @@ class Cursor:
         """
         while not self.closed:
             await self.news.wait()
+            if self.closed:
+                break
             ask_table = self.news.take()  # before looking: what comes later sets it again
             page = self._journal.remembered(self.account_id, self.place)
             if page and ask_table:
@@ -393,6 +397,8 @@ class Cursor:
 
     async def _still_there(self) -> None:
         """Nothing follows: make sure that the stream still ends with the entry we know."""
+        if self.closed:
+            return
         head = await self._journal.head(self.account_id)
         if head is None or head.seq < self.place.seq:
             raise IntegrityError(

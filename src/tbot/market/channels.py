@@ -1,20 +1,29 @@
 """The channels of the stream: one entry each, and the market topics behind them.
 
 `CHANNELS` is the table: name, access rule, snapshot, slow policy, parameters. A new market channel
-is one entry here plus the line in `Market.take` that feeds it; `docs/streaming.md` describes each
+is one entry here plus the case in `Market.hear` that feeds it; `docs/streaming.md` describes each
 (a test looks).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
 from typing import Any, Final, Protocol
 
 from tbot.core import clock, money
+from tbot.market.feed import (
+    BestChanged,
+    BookChanged,
+    BookReset,
+    FeedEvent,
+    Missed,
+    StaleChanged,
+    TickerChanged,
+    Traded,
+)
 from tbot.market.hub import Hub, gaps_total
+from tbot.market.ticker import Ticker
 from tbot.market.topics import (
     BookTopic,
     BookView,
@@ -23,12 +32,15 @@ from tbot.market.topics import (
     Topic,
     TradesTopic,
 )
+from tbot.venues.base import BestPrices, MarketTrade
 
 INTERVALS_MS: Final = (0, 50, 100, 250, 500, 1000, 5000)
 """Conflation intervals that may be asked for: few, so that frames stay shared."""
 DEPTHS: Final = (0, 5, 10, 20, 50, 100, 500, 1000)
 """Depths of a book that may be asked for; 0 stands for every level."""
 DEPTH_DEFAULT: Final = 50
+TRADES_RECENT: Final = 20
+"""Trades in a snapshot of the channel `trades`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +132,7 @@ def wanted(channel: Channel, request: dict[str, Any]) -> Wanted | Denied:
 
 
 class Source(Protocol):
-    """What the market's topics read besides events: the feed."""
+    """What the market's topics read besides events: `tbot.market.feed.MarketFeed`."""
 
     def knows(self, symbol: str) -> bool:
         """Whether there is such a market."""
@@ -128,23 +140,34 @@ class Source(Protocol):
     def book(self, symbol: str) -> BookView | None:
         """The market's book, None while it is not in sync."""
 
+    def trades(self, symbol: str, limit: int) -> Sequence[MarketTrade]:
+        """The newest trades, newest first."""
+
+    def best(self, symbol: str) -> BestPrices | None:
+        """Best bid and offer."""
+
+    def ticker(self, symbol: str) -> Ticker | None:
+        """Statistics of the last 24 hours."""
+
+    def stale(self, symbol: str) -> bool:
+        """Whether nothing was heard of the market for too long."""
+
 
 class Market:
     """The market topics: made when first asked for, fed from the feed's events.
 
+    Register `hear` with `MarketFeed.listen`.
+
     Args:
         hub: Publishes what changes.
         source: The feed.
-        trades_recent_max: Trades in a snapshot of the channel `trades`.
     """
 
-    def __init__(self, hub: Hub, source: Source, trades_recent_max: int = 20) -> None:
+    def __init__(self, hub: Hub, source: Source) -> None:
         self._hub = hub
         self._source = source
-        self._trades_recent_max = trades_recent_max
         self._topics: dict[tuple[Any, ...], Topic] = {}
         self._of: dict[tuple[str, str], list[Topic]] = {}
-        self._latest: dict[tuple[str, str], dict[str, Any]] = {}
 
     def topic(self, wish: Wanted) -> Topic | Denied:
         """The topic of a checked wish."""
@@ -159,20 +182,21 @@ class Market:
         return topic
 
     def _make(self, wish: Wanted) -> Topic:
-        number = self._hub.next_number()
+        name, slow, symbol = wish.channel.name, wish.channel.slow, wish.symbol
+        common = (self._hub.next_number(), name, wish.parameters, slow)
         ring_bytes_max = self._hub.settings.queue_bytes_max
-        name, slow, parameters = wish.channel.name, wish.channel.slow, wish.parameters
         if name == "book":
-            view: Callable[[], BookView | None] = lambda: self._source.book(wish.symbol)
-            book = BookTopic(number, name, parameters, slow, ring_bytes_max, view)
+            view: Callable[[], BookView | None] = lambda: self._source.book(symbol)
+            book = BookTopic(*common, ring_bytes_max, view)
             book.reset()
             return book
         if name == "trades":
-            return TradesTopic(
-                number, name, parameters, slow, ring_bytes_max, self._trades_recent_max
-            )
-        latest = LatestTopic(number, name, parameters, slow, ring_bytes_max)
-        latest.latest = self._latest.get((name, wish.symbol))
+            trades = TradesTopic(*common, ring_bytes_max, TRADES_RECENT)
+            newest = self._source.trades(symbol, TRADES_RECENT)
+            trades.recent.extend(trade_json(trade) for trade in reversed(newest))
+            return trades
+        latest = LatestTopic(*common, ring_bytes_max)
+        latest.latest = self._bbo(symbol) if name == "bbo" else self._ticker(symbol)
         return latest
 
     def retire(self, topic: Topic) -> None:
@@ -183,55 +207,107 @@ class Market:
         if topic in siblings:
             siblings.remove(topic)
 
-    # What the feed tells
+    def hear(self, symbol: str, event: FeedEvent) -> None:
+        """Take one event of the feed, in order: encode it once and hand it to the hub."""
+        match event:
+            case Traded():
+                self._traded(symbol, event.trade)
+            case BestChanged():
+                self._latest("bbo", symbol, self._bbo)
+            case TickerChanged() | StaleChanged():
+                self._latest("ticker", symbol, self._ticker)
+            case BookChanged():
+                for book in self._books(symbol):
+                    book.update(event.bids, event.asks, event.at)
+                    self._hub.changed(book)
+            case BookReset():
+                for book in self._books(symbol):
+                    book.reset()
+                    self._hub.changed(book)
+            case Missed():
+                self._missed(symbol, event)
 
-    def traded(
-        self,
-        symbol: str,
-        trade_id: int,
-        price: Decimal,
-        quantity: Decimal,
-        aggressor: str,
-        at: datetime,
-    ) -> None:
-        """One public trade; `aggressor` is `buy` or `sell`."""
+    def _books(self, symbol: str) -> list[BookTopic]:
+        return [
+            topic for topic in self._of.get(("book", symbol), ()) if isinstance(topic, BookTopic)
+        ]
+
+    def _traded(self, symbol: str, trade: MarketTrade) -> None:
         topics = self._of.get(("trades", symbol))
         if not topics:
             return
-        data = {
-            "trade_id": trade_id,
-            "price": money.text(price),
-            "quantity": money.text(quantity),
-            "side": aggressor,
-            "at": clock.stamp(at),
-        }
+        data = trade_json(trade)
         for topic in topics:
             assert isinstance(topic, TradesTopic)
             topic.update(data)
             self._hub.changed(topic)
 
-    def latest(self, channel: str, symbol: str, data: dict[str, Any]) -> None:
-        """A new value of a channel of which only the newest matters: `bbo`, `ticker`."""
-        self._latest[channel, symbol] = data
-        for topic in self._of.get((channel, symbol), ()):
+    def _latest(
+        self, channel: str, symbol: str, read: Callable[[str], dict[str, Any] | None]
+    ) -> None:
+        topics = self._of.get((channel, symbol))
+        data = read(symbol) if topics else None
+        if data is None:
+            return
+        for topic in topics or ():
             assert isinstance(topic, LatestTopic)
             topic.update(data)
             self._hub.changed(topic)
 
-    def book_topics(self, symbol: str) -> list[BookTopic]:
-        """The topics of a market's book."""
-        return [topic for topic in self._of.get(("book", symbol), ()) if isinstance(topic, BookTopic)]
-
-    def announce(self, topic: Topic) -> None:
-        """Publish what an update of a topic left to publish."""
-        self._hub.changed(topic)
-
-    def missed(self, symbol: str, why: str) -> None:
-        """Trades may have been missed and the book is void until it is rebuilt."""
-        for topic in (*self._of.get(("trades", symbol), ()), *self.book_topics(symbol)):
-            gaps_total.labels(topic.channel, why).inc()
+    def _missed(self, symbol: str, missed: Missed) -> None:
+        topics: list[Topic] = list(self._of.get(("trades", symbol), ()))
+        if not missed.trades_only:
+            topics.extend(self._books(symbol))
+        for topic in topics:
+            gaps_total.labels(topic.channel).inc()
             if isinstance(topic, BookTopic):
-                topic.invalidate(why)
+                topic.invalidate(missed.why)
             else:
-                topic.gap(why)
+                topic.gap(missed.why)
             self._hub.changed(topic)
+
+    def _bbo(self, symbol: str) -> dict[str, Any] | None:
+        best = self._source.best(symbol)
+        return None if best is None else bbo_json(best)
+
+    def _ticker(self, symbol: str) -> dict[str, Any] | None:
+        ticker = self._source.ticker(symbol)
+        if ticker is None:
+            return None
+        best = self._source.best(symbol)
+        return {
+            "last": money.text(ticker.last),
+            "bid": None if best is None else money.text(best.bid),
+            "ask": None if best is None else money.text(best.ask),
+            "open": money.text(ticker.open),
+            "high": money.text(ticker.high),
+            "low": money.text(ticker.low),
+            "volume": money.text(ticker.volume),
+            "quote_volume": money.text(ticker.quote_volume),
+            "trades": ticker.trades,
+            "since": clock.stamp(ticker.since),
+            "at": clock.stamp(ticker.at),
+            "stale": self._source.stale(symbol),
+        }
+
+
+def trade_json(trade: MarketTrade) -> dict[str, Any]:
+    """A public trade as the stream tells it; `side` is the aggressor's."""
+    return {
+        "trade_id": trade.trade_id,
+        "price": money.text(trade.price),
+        "quantity": money.text(trade.quantity),
+        "side": "sell" if trade.buyer_is_maker else "buy",
+        "at": clock.stamp(trade.at),
+    }
+
+
+def bbo_json(best: BestPrices) -> dict[str, Any]:
+    """Best prices as the stream tells them."""
+    return {
+        "bid": money.text(best.bid),
+        "bid_quantity": money.text(best.bid_quantity),
+        "ask": money.text(best.ask),
+        "ask_quantity": money.text(best.ask_quantity),
+        "update_id": best.update_id,
+    }

@@ -41,7 +41,7 @@ sent_bytes_total = Counter("tbot_stream_sent_bytes", "Bytes of those frames.")
 skipped_total = Counter(
     "tbot_stream_skipped", "Times a slow reader's backlog was skipped.", ["channel", "policy"]
 )
-gaps_total = Counter("tbot_stream_gaps", "Gaps told to whole channels.", ["channel", "why"])
+gaps_total = Counter("tbot_stream_gaps", "Gaps told to whole channels.", ["channel"])
 closes_total = Counter("tbot_stream_closes", "Connections closed by us.", ["code"])
 
 

@@ -322,7 +322,9 @@ class BookTopic(Topic):
             changed_bids, changed_asks = self._changed
             self._changed = ({}, {})
         else:
-            windows = tuple({level.price: level.quantity for level in side} for side in (bids, asks))
+            windows = tuple(
+                {level.price: level.quantity for level in side} for side in (bids, asks)
+            )
             changed_bids, changed_asks = (
                 difference(old, new) for old, new in zip(self._window, windows, strict=True)
             )
@@ -388,9 +390,7 @@ class BookTopic(Topic):
         return super().snapshot()
 
 
-def difference(
-    old: dict[Decimal, Decimal], new: dict[Decimal, Decimal]
-) -> dict[Decimal, Decimal]:
+def difference(old: dict[Decimal, Decimal], new: dict[Decimal, Decimal]) -> dict[Decimal, Decimal]:
     """What turns `old` levels into `new` ones; zero deletes.
 
     Example:

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streamfakes import FakeFeed, FakeOutput
 
+from streamfakes import FakeFeed, FakeOutput
 from tbot.core.settings import StreamSettings
 from tbot.market.channels import CHANNELS, Denied, Market, Wanted, wanted
 from tbot.market.hub import CLOSE_SILENT, CLOSE_SLOW, Hub, Subscriber
@@ -117,7 +117,7 @@ async def test_a_slow_reader_of_best_prices_gets_the_newest() -> None:
     desk.sub(subscriber, "bbo")
     output.stall()
     for number in range(300):
-        desk.market.latest("bbo", SYMBOL, {"bid": str(number)})
+        desk.feed.quote(SYMBOL, str(number))
     await desk.settle()
     output.resume()
     await desk.settle()
@@ -133,10 +133,10 @@ async def test_without_conflation_every_best_price_arrives_and_with_it_the_last(
     joined, joined_out = desk.client()
     desk.sub(every, "bbo")
     desk.sub(joined, "bbo", interval_ms=50)
-    desk.market.latest("bbo", SYMBOL, {"bid": "first"})
+    desk.feed.quote(SYMBOL, "0")
     await desk.settle()
     for number in range(1, 100):
-        desk.market.latest("bbo", SYMBOL, {"bid": str(number)})
+        desk.feed.quote(SYMBOL, str(number))
     await desk.settle()
     assert len(every_out.received) == 100
     await eventually(lambda: joined_out.received)
@@ -343,7 +343,7 @@ def test_any_reader_ends_with_the_truth_and_knows_all_it_missed(
                 if action == "trade":
                     desk.feed.trade(SYMBOL)
                 elif action == "bbo":
-                    desk.market.latest("bbo", SYMBOL, {"bid": str(count)})
+                    desk.feed.quote(SYMBOL, str(count))
                 else:
                     desk.feed.change(SYMBOL, "bid", str(1 + count % 9), str(count % 4))
             if action == "stall":
@@ -398,5 +398,5 @@ def check_stream(received: list[dict[str, Any]], numbers: dict[int, str], desk: 
     truth = desk.feed.books[SYMBOL]
     assert book == {f"{p:f}": f"{q:f}" for p, q in truth.bids.items()}
     if bbo is not None:
-        assert bbo == desk.market._latest["bbo", SYMBOL]
+        assert bbo["bid"] == f"{desk.feed.bests[SYMBOL].bid:f}"
     assert seq["trades"] >= desk.feed.trade_ids[SYMBOL]  # a gap upstream has a number too

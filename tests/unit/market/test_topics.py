@@ -8,8 +8,8 @@ from decimal import Decimal
 
 from hypothesis import given
 from hypothesis import strategies as st
-from streamfakes import AT, FakeBook
 
+from streamfakes import AT, FakeBook
 from tbot.market.topics import BookTopic, Frame, LatestTopic, Slow, TradesTopic, checksum, control
 from tbot.venues.base import Level
 
