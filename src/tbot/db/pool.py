@@ -53,6 +53,12 @@ async def connect_committer(dsn: str, settings: CommitterSettings) -> asyncpg.Co
             "synchronous_commit": "on",
             # Statements are bulk writes of known shape; compiling them costs more than it saves.
             "jit": "off",
+            # Every one of them looks rows up by key. While statistics lag behind a growing table
+            # the planner would rather scan it.
+            "enable_seqscan": "off",
+            "enable_hashjoin": "off",
+            "enable_mergejoin": "off",
+            "plan_cache_mode": "force_generic_plan",
         },
     )
     await _bound_silence(connection)

@@ -6,6 +6,7 @@ keep the copy of the venue's instruments. Every function takes a connection firs
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -19,7 +20,7 @@ from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.orders import book
 from tbot.orders.book import Orders
-from tbot.orders.commands import AdoptOrder, PlaceOrder
+from tbot.orders.commands import PlaceOrder
 from tbot.orders.model import FINAL, Fill, Order, Position, State
 from tbot.venues.base import Instrument, OrderType, Side, TimeInForce
 
@@ -60,8 +61,10 @@ _NAMES: Final = [name for name, _, _ in _COLUMNS]
 _SELECT: Final = ", ".join(f"o.{name}" for name in _NAMES)
 _CHANGING: Final = [("id", "uuid"), *((n, t) for n, t, changes in _COLUMNS if changes)]
 
+_INSERTED: Final = [("client_key", "uuid"), *((n, t) for n, t, _ in _COLUMNS)]
 _INSERT_ORDERS: Final = "INSERT INTO orders ({}) SELECT * FROM unnest({})".format(
-    ", ".join(_NAMES), ", ".join(f"{{{i}}}::{t}[]" for i, (_, t, _) in enumerate(_COLUMNS))
+    ", ".join(n for n, _ in _INSERTED),
+    ", ".join(f"{{{i}}}::{t}[]" for i, (_, t) in enumerate(_INSERTED)),
 )
 _UPDATE_ORDERS: Final = "UPDATE orders o SET {} FROM unnest({}) AS u ({}) WHERE o.id = u.id".format(
     ", ".join(f"{n} = u.{n}" for n, _ in _CHANGING[1:]),
@@ -109,32 +112,27 @@ class OrdersProjection:
         for state in states.values():
             state.part(Orders).forget()
         wanted: list[UUID] = []
-        accounts: list[UUID] = []
-        client_ids: list[str] = []
+        keys: list[UUID] = []
         for command in commands:
             if isinstance(command, PlaceOrder):
                 client_id = command.request.client_order_id
-                if client_id is not None and command.account_id in states:
-                    accounts.append(command.account_id)
-                    client_ids.append(client_id)
+                if client_id is not None:
+                    keys.append(client_key(command.account_id, client_id))
                 continue
-            for name in (
-                ("order_id", "parent_id") if isinstance(command, AdoptOrder) else ("order_id",)
-            ):
+            for name in ("order_id", "parent_id"):
                 order_id = getattr(command, name, None)
-                if order_id is not None and command.accounts[0] in states:
-                    if order_id not in states[command.accounts[0]].part(Orders).open:
-                        wanted.append(order_id)
-        if not wanted and not client_ids:
+                state = states.get(command.accounts[0])
+                if order_id is None or state is None:
+                    continue
+                if order_id not in state.part(Orders).open:
+                    wanted.append(order_id)
+        if not wanted and not keys:
             return
         rows = await connection.fetch(
             f"SELECT {_SELECT} FROM orders o WHERE o.id = ANY($1::uuid[])"
-            f" UNION ALL SELECT {_SELECT} FROM orders o"
-            " JOIN unnest($2::uuid[], $3::text[]) AS u (account_id, client_order_id)"
-            " ON o.account_id = u.account_id AND o.client_order_id = u.client_order_id",
+            f" UNION ALL SELECT {_SELECT} FROM orders o WHERE o.client_key = ANY($2::uuid[])",
             wanted,
-            accounts,
-            client_ids,
+            keys,
         )
         for order in await _with_trades(connection, rows):
             if order.final and order.account_id in states:
@@ -162,7 +160,12 @@ class OrdersProjection:
         writes = []
         if created:
             rows = [_row(order) for order in created]
-            writes.append(Write(_INSERT_ORDERS, [[row[name] for row in rows] for name in _NAMES]))
+            for row, order in zip(rows, created, strict=True):
+                client_id = order.client_order_id
+                row["client_key"] = client_id and client_key(order.account_id, client_id)
+            writes.append(
+                Write(_INSERT_ORDERS, [[row[name] for row in rows] for name, _ in _INSERTED])
+            )
         if changed:
             rows = [_row(order) for order in changed]
             writes.append(
@@ -184,6 +187,17 @@ class OrdersProjection:
                 )
             )
         return writes
+
+
+def client_key(account_id: UUID, client_order_id: str) -> UUID:
+    """What the unique index holds for a user's own order id: 128 bits of a hash of both.
+
+    Example:
+        >>> client_key(UUID(int=1), "mine") == client_key(UUID(int=2), "mine")
+        False
+    """
+    data = account_id.bytes + client_order_id.encode()
+    return UUID(bytes=hashlib.blake2b(data, digest_size=16).digest())
 
 
 def _known(orders: Orders, ids: set[UUID]) -> list[Order]:
