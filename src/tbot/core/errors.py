@@ -18,6 +18,7 @@
     │   └── MarketDataUnavailable
     ├── OutcomeUnknown           may or may not have been executed; repeat under the same key
     ├── IntegrityError           a chain, a sum or a replay that does not hold: stop and look
+    ├── ExchangeRefusal          the paper exchange's answer to a bad request, in Binance's words
     └── VenueError               see below
         ├── VenueRefused         a definite no to this attempt (`code`, `reason`)
         ├── VenueNotSent         certainly never left this process
@@ -115,6 +116,19 @@ class OutcomeUnknown(TBotError):
 
 class IntegrityError(TBotError):
     """A chain, a sum or a replay does not hold. Nothing repairs this by itself."""
+
+
+class ExchangeRefusal(TBotError):
+    """The paper exchange's answer to a bad request: code, text and HTTP status of its protocol."""
+
+    def __init__(
+        self, code: int, message: str, status: int = 400, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class VenueError(TBotError):
