@@ -168,11 +168,13 @@ class EmbeddedPostgres:
 
     async def _bring_up(self) -> None:
         """Adopt or launch, wait until it answers, and check what answers."""
-        if self._alive.acquire():
-            self._launch()
-        elif not await self._adopt():
-            self._launch()
-        connection = await self._ready()
+        while True:
+            if self._alive.acquire() or not await self._adopt():
+                self._launch()
+            connection = await self._ready()
+            if connection is not None:
+                break
+            self._forget()  # a survivor that was on its way out
         try:
             await self._check(connection)
             await _prepare_roles(connection, self.data_dir)
@@ -292,11 +294,12 @@ class EmbeddedPostgres:
         pid_of_listener, _, _ = struct.unpack("3i", raw)
         return int(pid_of_listener)
 
-    async def _ready(self) -> asyncpg.Connection[Any]:
-        """Connect as superuser as soon as the server lets us.
+    async def _ready(self) -> asyncpg.Connection[Any] | None:
+        """Connect as superuser as soon as the server lets us; None when an adopted one ended.
 
         Raises:
-            ConfigurationError: It ended instead, or somebody else answers.
+            ConfigurationError: It ended instead.
+            DataDirectoryError: It does not know our password.
         """
         assert self._process is not None
         loop = asyncio.get_running_loop()
@@ -316,6 +319,8 @@ class EmbeddedPostgres:
             except asyncpg.ConnectionDoesNotExistError:
                 pass  # it ended while we said hello; the next line notices
             if not self._process.running:
+                if self.adopted:
+                    return None
                 raise ConfigurationError(
                     f"Postgres ended instead of starting: {self._last_words()}"
                 )
@@ -482,7 +487,7 @@ async def require_durable(connection: asyncpg.Connection[Any]) -> None:
         list(DURABLE),
     )
     for row in rows:
-        if row["setting"] in ("off", "false", "no", "0", "local"):
+        if row["setting"] in ("off", "false", "no", "0"):
             raise ConfigurationError(
                 f"the database runs with {row['name']} = {row['setting']} ({row['place']}) and could "
                 "lose acknowledged orders: turn it on"

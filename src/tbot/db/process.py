@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -97,11 +98,11 @@ class Process:
         """Whether it still runs."""
         if self._child is not None:
             return self._child.poll() is None
+        if self._pidfd >= 0:
+            # Readable once it has ended, even while nobody has collected its status.
+            return not select.select([self._pidfd], [], [], 0)[0]
         try:
-            if self._pidfd >= 0:
-                signal.pidfd_send_signal(self._pidfd, 0)
-            else:
-                os.kill(self.pid, 0)
+            os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
