@@ -194,7 +194,7 @@ async def test_after_a_ban_nothing_is_sent(venue: BinanceVenue, nasty: Any) -> N
     with pytest.raises(VenueRateLimited):
         await venue.place(placement, lambda: True)
     before = len(nasty.requests) + len(nasty.paths)
-    for costs in ({"weight:1m": 1}, {"raw:5m": 1}, {"connections:5m": 1}):
+    for costs in ({"weight:1m": 1}, {"orders:10s": 1}, {"connections:5m": 1}):
         assert venue.governor.try_take(costs, Priority.CANCEL) is None
     assert len(nasty.requests) + len(nasty.paths) == before
 

@@ -114,10 +114,8 @@ class BinanceVenue:
         self._clock = VenueClock(self._ask_time)
         self.governor = Governor(
             [
+                # The venue's own list, in `exchangeInfo`, adds the others before any order.
                 AlignedWindow("weight:1m", 6000, 60.0),
-                AlignedWindow("raw:5m", 61_000, 300.0),
-                AlignedWindow("orders:10s", 50, 10.0, shared=False),
-                AlignedWindow("orders:1d", 160_000, 86_400.0, shared=False),
                 RollingWindow("connections:5m", 300, 300.0),
             ],
             self._clock.now_s,
@@ -179,7 +177,7 @@ class BinanceVenue:
         if not self._paper:
             return None
         answer = await self._rest.get("/paper/v1/session", {}, weight=1, priority=Priority.RESOLVE)
-        return str(_field(answer, "session_id"))
+        return str(_field(answer, "sessionId"))
 
     async def instruments(self) -> list[Instrument]:
         """All spot markets; also takes over the venue's rate limits."""
