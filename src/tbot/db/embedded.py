@@ -23,7 +23,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -39,7 +38,7 @@ from tbot.core.errors import ConfigurationError, DataDirectoryError
 from tbot.db import cluster
 from tbot.db.cluster import USERS, FileLock, RoleName
 from tbot.db.placement import SOCKET_NAME, Runner, binaries_for, runner_for, socket_directory
-from tbot.db.process import Process
+from tbot.db.process import Process, bound_log
 
 DATABASE: Final = "tbot"
 DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
@@ -49,7 +48,6 @@ _POLL_INTERVAL_S: Final = 0.02
 _PROGRESS_AFTER_S: Final = 1.5
 _ORPHANS_TIMEOUT_S: Final = 60.0
 _RESTART_DELAY_S: Final = (0.1, 0.5, 2.0, 5.0)
-_LOG_BYTES_MAX: Final = 16 * 1024 * 1024
 
 _log = structlog.get_logger(__name__)
 
@@ -122,12 +120,11 @@ class EmbeddedPostgres:
             raise RuntimeError("the server has not been started")
         return _dsn(self.data_dir, self._socket_dir, role, database)
 
-    async def start(self) -> None:
-        """Bring the server up: adopt a survivor, or make the cluster where there is none, and run.
+    def claim(self) -> None:
+        """Make the data directory ours; `start` does it too, `stop` gives it back.
 
         Raises:
-            DataDirectoryError: The data directory is in use, lost, or of another version.
-            ConfigurationError: The machine does not allow a start. Either message says what to do.
+            DataDirectoryError: It is in use, or cannot be used.
         """
         _make_private(self.data_dir)
         if not self._lock.acquire():
@@ -136,6 +133,15 @@ class EmbeddedPostgres:
                 f"{self._lock.holder()}: stop that one, or choose another with TBOT_DATA_DIR"
             )
         self._lock.note_holder()
+
+    async def start(self) -> None:
+        """Bring the server up: adopt a survivor, or make the cluster where there is none, and run.
+
+        Raises:
+            DataDirectoryError: The data directory is in use, lost, or of another version.
+            ConfigurationError: The machine does not allow a start. Either message says what to do.
+        """
+        self.claim()
         try:
             await self._start()
         except BaseException:
@@ -361,14 +367,6 @@ class EmbeddedPostgres:
                 return f"{line.split('] ', 1)[-1].strip()} (see {self._log_file()})"
         return lines[-1].split("] ", 1)[-1].strip() if lines else f"see {self._log_file()}"
 
-    def bound_log(self) -> None:
-        """Move a log that has grown past 16 MiB aside; the server goes on writing into it."""
-        path = self._log_file()
-        with contextlib.suppress(OSError):
-            if path.stat().st_size > _LOG_BYTES_MAX:
-                shutil.copyfile(path, path.with_suffix(".log.1"))
-                os.truncate(path, 0)  # the server appends, so it continues at the new end
-
     async def supervise(self) -> NoReturn:
         """Bring the server up again whenever it ends; run it as a task and cancel it before `stop`.
 
@@ -377,7 +375,7 @@ class EmbeddedPostgres:
         failures = 0
         while True:
             while self._process is not None and not await self._process.wait(60.0):
-                self.bound_log()
+                bound_log(self._log_file())
                 failures = 0
             status = self._process.returncode if self._process is not None else None
             _log.error("postgres_died", status=status, said=self._last_words())

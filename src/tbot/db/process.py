@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,19 @@ def _dies_with_us(number: signal.Signals | None) -> Callable[[], None] | None:
         return None
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork, where only simple calls are safe
     return lambda: prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+def bound_log(path: Path, size_bytes_max: int = 16 * 1024 * 1024) -> None:
+    """Move the log of a running process aside when it has grown; it goes on appending to it.
+
+    Args:
+        path: A file that the process appends to.
+        size_bytes_max: What it may have; as much again stays in the file with `.1` added.
+    """
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > size_bytes_max:
+            shutil.copyfile(path, path.with_name(path.name + ".1"))
+            os.truncate(path, 0)
 
 
 async def _readable(descriptor: int) -> None:

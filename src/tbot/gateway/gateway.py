@@ -117,6 +117,11 @@ class Gateway:
         return self._instruments.get(symbol)
 
     @property
+    def leading(self) -> bool:
+        """Whether this process holds the lease: it sends the orders, or soon will."""
+        return self._epoch is not None
+
+    @property
     def open_orders(self) -> int:
         """How many orders it follows now."""
         return 0 if self._epoch is None else len(self._epoch.orders)

@@ -1,0 +1,419 @@
+"""The composition root: settings become a running T-Bot, and stop again in reverse order.
+
+`running` builds the parts of one process around a database that somebody else runs and migrated;
+`serve_http` serves them. `tbot.up` starts the database and the paper exchange around both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from tbot.auth import flow as auth_flow
+from tbot.auth.flow import Auth
+from tbot.core.bus import Bus
+from tbot.core.errors import ConfigurationError, TBotError, VenueError
+from tbot.core.settings import RiskSettings, Settings
+from tbot.core.tasks import Tasks
+from tbot.db.embedded import require_durable, running_database
+from tbot.db.migrate import require_current
+from tbot.db.notify import NotifyBridge
+from tbot.db.pool import connect_committer, connect_listener, create_pool
+from tbot.gateway.gateway import Gateway, GatewayParts
+from tbot.journal.commands import Projection
+from tbot.journal.committer import Committer
+from tbot.journal.cursors import Journal
+from tbot.ledger.entries import Limits
+from tbot.ledger.flow import AccountDesk
+from tbot.ledger.store import LedgerProjection
+from tbot.market.channels import Market
+from tbot.market.feed import MarketFeed
+from tbot.market.hub import Hub
+from tbot.orders import store as orders_store
+from tbot.orders.flow import Instruments, OrderDesk
+from tbot.orders.store import OrdersProjection
+from tbot.venues.base import Instrument
+from tbot.venues.binance.client import BinanceVenue, Endpoints
+from tbot.venues.binance.wire import HmacSigner
+from tbot.web.app import build_app
+from tbot.web.deps import Check, Deps
+from tbot.web.server import server_options
+from tbot.web.stream import Streams
+
+PAPER: Final = "paper"
+_STOP_TIMEOUT_S: Final = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PaperAccess:
+    """Where the paper exchange is, and the key to it."""
+
+    url: str
+    api_key: str
+    api_secret: str
+
+
+@dataclass(slots=True)
+class Parts:
+    """What runs in one process."""
+
+    settings: Settings
+    pool: asyncpg.Pool[asyncpg.Record]
+    bus: Bus
+    auth: Auth
+    committer: Committer
+    orders: OrderDesk
+    feed: MarketFeed | None
+    gateway: Gateway | None
+    streams: Streams
+    app: FastAPI
+    checks: Mapping[str, Check]
+
+    async def unready(self) -> dict[str, str]:
+        """What is not ready yet, by name, with a few words why."""
+        answers = {name: await check() for name, check in self.checks.items()}
+        return {name: why for name, why in answers.items() if why is not None}
+
+
+def projections() -> list[Projection]:
+    """Everything that keeps tables in step with the journal, in the order it applies."""
+    return [LedgerProjection(), OrdersProjection()]
+
+
+def starting_limits(risk: RiskSettings) -> Limits:
+    """The limits that a new account starts with."""
+    return Limits(
+        max_order_notional=risk.max_order_notional,
+        max_open_orders=risk.max_open_orders,
+        price_collar=risk.price_collar,
+    )
+
+
+def database_url(settings: Settings) -> str:
+    """The database of the settings, or else the one that runs in the data directory.
+
+    Raises:
+        DataDirectoryError: Neither is there.
+    """
+    if settings.database.url is not None:
+        return settings.database.url.get_secret_value()
+    return running_database(settings.data_dir)
+
+
+@asynccontextmanager
+async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> AsyncIterator[Parts]:
+    """Start a process's parts; they stop, bounded in time, when the context ends.
+
+    Venues are connected to in the background: the API answers meanwhile, and `Parts.checks` say
+    what is missing.
+
+    Args:
+        dsn: A migrated database, for the application's role.
+        paper: None leaves the paper venue out.
+
+    Raises:
+        ConfigurationError: The database is not durable or not migrated.
+        OSError, asyncpg.PostgresError, JournalUnavailable: It cannot be reached.
+    """
+    async with AsyncExitStack() as stack:
+        pool = await create_pool(dsn, settings.database)
+        stack.push_async_callback(_close_pool, pool)
+        async with pool.acquire() as connection:
+            await require_durable(connection)
+            await require_current(connection)
+        bus = Bus()
+        notify = NotifyBridge(lambda: connect_listener(dsn), bus)
+        await notify.start()
+        stack.push_async_callback(notify.stop)
+        auth = await stack.enter_async_context(auth_flow.opened(pool, settings.auth, bus))
+        committer = Committer(
+            lambda: connect_committer(dsn, settings.committer),
+            projections(),
+            settings.committer,
+            bus,
+        )
+        await committer.start()
+        stack.push_async_callback(committer.stop)
+        instruments = Instruments()
+        venue = feed = gateway = None
+        if paper is not None:
+            await instruments.reload(pool, PAPER)
+            venue = BinanceVenue(
+                PAPER,
+                Endpoints.at(paper.url),
+                HmacSigner(paper.api_key, paper.api_secret),
+                settings.gateway,
+                paper=True,
+            )
+            stack.push_async_callback(venue.stop)
+            feed = MarketFeed(venue, settings.market)
+            stack.push_async_callback(feed.stop)
+            gateway = await _connect(
+                stack, settings, dsn, pool, bus, committer, venue, feed, instruments
+            )
+        streams = _streams(stack, settings, feed, pool, bus, auth, committer)
+        venues: dict[str, Any] = {} if venue is None else {PAPER: venue}
+        accounts = AccountDesk(pool, committer, venues, starting_limits(settings.risk))
+        orders = OrderDesk(
+            pool,
+            committer,
+            bus,
+            accounts,
+            instruments,
+            {} if feed is None else {PAPER: feed},
+            settings.gateway,
+            settings.risk,
+            (lambda _venue: 0.0) if venue is None else (lambda _venue: venue.estimate_wait_s()),
+        )
+        checks = _checks(pool, committer, feed, gateway)
+        feeds = {} if feed is None else {PAPER: feed}
+        app = build_app(Deps(settings, pool, auth, orders, feeds, streams, checks))
+        yield Parts(
+            settings, pool, bus, auth, committer, orders, feed, gateway, streams, app, checks
+        )
+
+
+async def _close_pool(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    try:
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await pool.close()
+    except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        pool.terminate()
+
+
+async def _connect(
+    stack: AsyncExitStack,
+    settings: Settings,
+    dsn: str,
+    pool: asyncpg.Pool[asyncpg.Record],
+    bus: Bus,
+    committer: Committer,
+    venue: BinanceVenue,
+    feed: MarketFeed,
+    instruments: Instruments,
+) -> Gateway | None:
+    """Reach the venue in the background: instruments, then market data; orders if it is our role."""
+    following = False
+
+    def learned(found: Sequence[Instrument]) -> None:
+        nonlocal following
+        instruments.put(venue.name, list(found))
+        if not following:
+            following = True
+            feed.start(found)
+
+    if "gateway" in settings.roles:
+        gateway = Gateway(
+            GatewayParts(
+                venue, committer, pool, bus, settings.gateway,
+                lambda: connect_listener(dsn), learned,
+            )  # fmt: skip
+        )
+        gateway.start()
+        stack.push_async_callback(gateway.stop)
+        return gateway
+    tasks = Tasks(f"venue-{venue.name}")
+    tasks.start(_learn(venue, pool, learned), "learn")
+    stack.push_async_callback(tasks.stop)
+    return None
+
+
+async def _learn(
+    venue: BinanceVenue, pool: asyncpg.Pool[asyncpg.Record], learned: Any
+) -> None:
+    await venue.start()
+    while True:
+        try:
+            found = await venue.instruments()
+            async with pool.acquire() as connection:
+                await orders_store.save_instruments(connection, found)
+            learned(found)
+            return
+        except (VenueError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            _log.warning("instruments_not_learned", error=str(error))
+            await asyncio.sleep(1.0)
+
+
+def _streams(
+    stack: AsyncExitStack,
+    settings: Settings,
+    feed: MarketFeed | None,
+    pool: asyncpg.Pool[asyncpg.Record],
+    bus: Bus,
+    auth: Auth,
+    committer: Committer,
+) -> Streams:
+    hub = Hub(settings.stream)
+    market = Market(hub, feed if feed is not None else _NoMarket())
+    if feed is not None:
+        feed.listen(market.hear)
+    journal = Journal(pool, bus, settings.stream)
+    committer.listen(journal.remember)
+    streams = Streams(settings.stream, hub, market, journal, auth, pool, bus)
+    streams.start()
+    stack.push_async_callback(streams.stop)
+    return streams
+
+
+class _NoMarket:
+    """The market source of a process without any venue."""
+
+    def knows(self, _symbol: str) -> bool:
+        return False
+
+    def book(self, _symbol: str) -> None:
+        return None
+
+    def trades(self, _symbol: str, _limit: int) -> Sequence[Any]:
+        return ()
+
+    def best(self, _symbol: str) -> None:
+        return None
+
+    def ticker(self, _symbol: str) -> None:
+        return None
+
+    def stale(self, _symbol: str) -> bool:
+        return True
+
+
+def _checks(
+    pool: asyncpg.Pool[asyncpg.Record],
+    committer: Committer,
+    feed: MarketFeed | None,
+    gateway: Gateway | None,
+) -> dict[str, Check]:
+    async def database() -> str | None:
+        try:
+            await pool.fetchval("select 1", timeout=1.0)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            return "no answer"
+        return None
+
+    async def journal() -> str | None:
+        return None if committer.healthy else "the committer has no connection"
+
+    async def market() -> str | None:
+        assert feed is not None
+        if not feed.symbols():
+            return "the venue has not been reached yet"
+        return None if feed.synced else "order books are being fetched"
+
+    async def orders() -> str | None:
+        # A process that waits for the lease is ready: another one sends its orders.
+        if gateway is None or gateway.ready.is_set() or not gateway.leading:
+            return None
+        return "open orders are being compared with the venue"
+
+    checks: dict[str, Check] = {"database": database, "journal": journal}
+    if feed is not None:
+        checks |= {"market": market, "gateway": orders}
+    return checks
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: who called decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Take the API's address.
+
+    Raises:
+        ConfigurationError: It is in use, or not ours; the message says what to do.
+    """
+    http = settings.http
+    try:
+        family = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{http.host!r} is no address to listen on ({error}): set TBOT_HTTP__HOST"
+        ) from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((http.host, http.port))
+        # Whoever else tries now fails at once; who connects already is served as soon as we can.
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise ConfigurationError(
+            f"the address {http.host}:{http.port} {why}: stop what uses it, or choose another port "
+            "with TBOT_HTTP__PORT"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL that a person or program on this machine reaches the API at."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def serve_http(parts: Parts, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set, then send streams away, let requests end, and return.
+
+    Raises:
+        TBotError: The server ended by itself.
+    """
+    server = _Server(uvicorn.Config(**server_options(parts.app, parts.settings)))
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            await serving
+            raise TBotError("the HTTP server ended by itself")
+        await parts.streams.drain()
+    finally:
+        stopping.cancel()
+        server.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({serving}, timeout=parts.settings.http.shutdown_timeout_s + 2.0)
+        serving.cancel()
+
+
+def paper_access(settings: Settings, exchange_dir: Path) -> PaperAccess | None:
+    """How to reach the paper exchange: by the settings, or by what the supervised child wrote.
+
+    Returns:
+        None when the paper venue is switched off.
+
+    Raises:
+        ConfigurationError: Neither says.
+    """
+    from tbot.exchange import credentials
+
+    paper = settings.paper
+    if not paper.enabled:
+        return None
+    if paper.url:
+        return PaperAccess(paper.url, paper.api_key, paper.api_secret.get_secret_value())
+    found = credentials.load(exchange_dir)
+    if found is None or not found.url:
+        raise ConfigurationError(
+            f"the paper exchange has not run yet ({exchange_dir} has no exchange.json): start "
+            "`tbot up`, or name one with TBOT_PAPER__URL"
+        )
+    return PaperAccess(found.url, found.api_key, found.api_secret)
