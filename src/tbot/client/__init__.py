@@ -1,0 +1,80 @@
+"""The Python SDK: orders that cannot double, streams that resume.
+
+It stands alone: it imports nothing of the server, only httpx, websockets and msgspec.
+
+    async with TBotClient("http://127.0.0.1:8000", username="ann", password="…") as client:
+        order = await client.place(account_id, "BTC-USDT", "buy", quote_amount="25", wait_s=10)
+        async with client.stream() as stream:
+            async for trade in stream.trades("BTC-USDT"):
+                print(trade.price, trade.quantity)
+"""
+
+from tbot.client.api import TBotClient
+from tbot.client.book import Book
+from tbot.client.channels import Subscription
+from tbot.client.errors import (
+    AuthError,
+    NotFound,
+    OutcomeUnknown,
+    ProtocolError,
+    Refused,
+    StreamClosed,
+    TBotError,
+    Unavailable,
+)
+from tbot.client.models import (
+    Account,
+    AccountSnapshot,
+    AssetAmount,
+    Balance,
+    Balances,
+    BestPrices,
+    BookSnapshot,
+    Entry,
+    Equity,
+    Fill,
+    Gap,
+    Instrument,
+    Limits,
+    Order,
+    Position,
+    Positions,
+    Ticker,
+    Trade,
+    ValuedAmount,
+)
+from tbot.client.streams import Stream
+
+__all__ = [
+    "Account",
+    "AccountSnapshot",
+    "AssetAmount",
+    "AuthError",
+    "Balance",
+    "Balances",
+    "BestPrices",
+    "Book",
+    "BookSnapshot",
+    "Entry",
+    "Equity",
+    "Fill",
+    "Gap",
+    "Instrument",
+    "Limits",
+    "NotFound",
+    "Order",
+    "OutcomeUnknown",
+    "Position",
+    "Positions",
+    "ProtocolError",
+    "Refused",
+    "Stream",
+    "StreamClosed",
+    "Subscription",
+    "TBotClient",
+    "TBotError",
+    "Ticker",
+    "Trade",
+    "Unavailable",
+    "ValuedAmount",
+]

@@ -1,0 +1,324 @@
+"""The client: accounts, orders and market data over REST, and the way to the streams."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, Literal, Self
+from uuid import UUID
+
+import httpx
+
+from tbot.client.errors import OutcomeUnknown
+from tbot.client.http import Api
+from tbot.client.models import (
+    Account,
+    Balances,
+    BookSnapshot,
+    Equity,
+    Fill,
+    Instrument,
+    Order,
+    Positions,
+    Ticker,
+    Trade,
+)
+from tbot.client.streams import GapListener, Stream
+from tbot.client.tokens import TokenKeeper
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+type Amount = Decimal | int | str
+"""An exact number; floats are refused, because they are not."""
+
+
+class TBotClient:
+    """A connection to a T-Bot server, as one user.
+
+    Use it as an async context manager. It logs in when it first has to, renews its tokens by
+    itself, and tries again where that cannot do anything twice.
+
+    Args:
+        base_url: Of the server.
+        username, password: To log in with.
+        token: An access token instead; with `refresh_token` it is renewed.
+        retry_s: How long a request is tried again while the server is away or busy.
+        timeout_s: Of one attempt.
+        http: Another transport, for tests.
+
+    Example:
+        >>> async def first_order() -> None:
+        ...     async with TBotClient(username="ann", password="…") as client:
+        ...         async for account in client.accounts():
+        ...             order = await client.place(
+        ...                 account.id, "BTC-USDT", "buy", quote_amount="25", wait_s=10
+        ...             )
+        ...             print(order.state, order.average_price)
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        token: str | None = None,
+        refresh_token: str | None = None,
+        retry_s: float = 30.0,
+        timeout_s: float = 10.0,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        if token is None and (username is None or password is None):
+            raise ValueError("give either username and password, or a token")
+        self.base_url = base_url.rstrip("/")
+        self._http = http or httpx.AsyncClient(base_url=self.base_url, timeout=timeout_s)
+        self._tokens = TokenKeeper(self._http, username, password, token, refresh_token, retry_s)
+        self._api = Api(self._http, self._tokens, retry_s)
+        self._logs_out = password is not None
+        self._streams: set[Stream] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the streams, end the login session, close the connections; safe to call twice."""
+        for stream in list(self._streams):
+            await stream.close()
+        if self._logs_out and not self._http.is_closed:
+            await self._tokens.log_out()
+        await self._http.aclose()
+
+    # Accounts
+
+    async def me(self) -> dict[str, Any]:
+        """Who is logged in."""
+        return await self._api.request(dict[str, Any], "GET", "/v1/me")
+
+    def accounts(self) -> AsyncIterator[Account]:
+        """Your accounts, oldest first."""
+        return self._api.pages(Account, "/v1/accounts", {})
+
+    async def account(self, account_id: UUID | str) -> Account:
+        """One account."""
+        return await self._api.request(Account, "GET", f"/v1/accounts/{account_id}")
+
+    async def create_account(
+        self, name: str, starting_balance: Mapping[str, Amount], venue: str = "paper"
+    ) -> Account:
+        """Open a paper account.
+
+        Args:
+            starting_balance: Asset → amount, such as `{"USDT": "10000"}`.
+
+        Raises:
+            OutcomeUnknown: The answer was lost: look at `accounts` before trying again.
+        """
+        amounts = {asset: _text(amount) for asset, amount in starting_balance.items()}
+        body = {"name": name, "venue": venue, "starting_balance": amounts}
+        return await self._api.request(Account, "POST", "/v1/accounts", json=body, repeatable=False)
+
+    async def balances(self, account_id: UUID | str) -> Balances:
+        """What an account has."""
+        return await self._api.request(Balances, "GET", f"/v1/accounts/{account_id}/balances")
+
+    async def positions(self, account_id: UUID | str) -> Positions:
+        """What an account traded and still has."""
+        return await self._api.request(Positions, "GET", f"/v1/accounts/{account_id}/positions")
+
+    async def equity(self, account_id: UUID | str, quote: str = "USDT") -> Equity:
+        """What an account is worth in an asset."""
+        path = f"/v1/accounts/{account_id}/equity"
+        return await self._api.request(Equity, "GET", path, params={"quote": quote})
+
+    def fills(
+        self,
+        account_id: UUID | str,
+        *,
+        symbol: str | None = None,
+        order_id: UUID | str | None = None,
+    ) -> AsyncIterator[Fill]:
+        """An account's fills, newest first."""
+        params = {"symbol": symbol, "order_id": None if order_id is None else str(order_id)}
+        return self._api.pages(Fill, f"/v1/accounts/{account_id}/fills", params)
+
+    # Market data
+
+    async def instruments(self) -> list[Instrument]:
+        """Every market and its trading rules."""
+        answer = await self._api.request(_InstrumentList, "GET", "/v1/instruments")
+        return answer.items
+
+    async def instrument(self, symbol: str) -> Instrument:
+        """One market and its trading rules."""
+        return await self._api.request(Instrument, "GET", f"/v1/instruments/{symbol}")
+
+    async def ticker(self, symbol: str) -> Ticker:
+        """A market in figures."""
+        return await self._api.request(Ticker, "GET", f"/v1/instruments/{symbol}/ticker")
+
+    async def book(self, symbol: str, depth: int = 50) -> BookSnapshot:
+        """A market's book now; `client.stream().book(…)` keeps one current."""
+        path = f"/v1/instruments/{symbol}/book"
+        return await self._api.request(BookSnapshot, "GET", path, params={"depth": depth})
+
+    async def trades(self, symbol: str, limit: int = 100) -> list[Trade]:
+        """Recent public trades, newest first."""
+        path = f"/v1/instruments/{symbol}/trades"
+        answer = await self._api.request(_TradeList, "GET", path, params={"limit": limit})
+        return answer.items
+
+    # Orders
+
+    async def place(
+        self,
+        account_id: UUID | str,
+        symbol: str,
+        side: Literal["buy", "sell"],
+        *,
+        quantity: Amount | None = None,
+        quote_amount: Amount | None = None,
+        limit_price: Amount | None = None,
+        time_in_force: Literal["gtc", "ioc", "fok"] | None = None,
+        post_only: bool = False,
+        client_order_id: str | None = None,
+        wait_s: float | None = None,
+    ) -> Order:
+        """Place an order: a limit order when there is a `limit_price`, else a market order.
+
+        The request carries a `client_order_id`, made here when none is given, and is repeated
+        under the same one while its answer is missing. So it never places two orders.
+
+        Args:
+            quantity: In the base asset.
+            quote_amount: Market orders only, instead of `quantity`: what to spend or receive.
+            wait_s: Let the server wait this long for the venue's word (and a market order's end).
+
+        Raises:
+            Refused: With the reason's `code`; nothing was placed.
+            Unavailable: Nothing was placed.
+            OutcomeUnknown: Call again with its `client_order_id` to learn what became of it.
+        """
+        key = client_order_id or f"sdk-{secrets.token_hex(14)}"
+        body: dict[str, Any] = {
+            "account_id": str(account_id),
+            "symbol": symbol,
+            "side": side,
+            "type": "market" if limit_price is None else "limit",
+            "client_order_id": key,
+        }
+        amounts = {
+            "quantity": quantity,
+            "quote_amount": quote_amount,
+            "limit_price": limit_price,
+        }
+        body |= {name: _text(value) for name, value in amounts.items() if value is not None}
+        if time_in_force is not None:
+            body["time_in_force"] = time_in_force
+        if post_only:
+            body["post_only"] = True
+        try:
+            return await self._api.request(Order, "POST", "/v1/orders", json=body, wait_s=wait_s)
+        except OutcomeUnknown as error:
+            raise OutcomeUnknown(str(error), key) from error
+
+    async def order(self, order_id: UUID | str) -> Order:
+        """An order as it is now."""
+        return await self._api.request(Order, "GET", f"/v1/orders/{order_id}")
+
+    def orders(
+        self,
+        account_id: UUID | str | None = None,
+        *,
+        symbol: str | None = None,
+        side: Literal["buy", "sell"] | None = None,
+        state: str | None = None,
+        is_open: bool | None = None,
+    ) -> AsyncIterator[Order]:
+        """Orders, newest first; of all your accounts when none is given."""
+        params = {
+            "account_id": None if account_id is None else str(account_id),
+            "symbol": symbol,
+            "side": side,
+            "state": state,
+            "open": None if is_open is None else str(is_open).lower(),
+        }
+        return self._api.pages(Order, "/v1/orders", params)
+
+    async def cancel(self, order_id: UUID | str, wait_s: float | None = None) -> Order:
+        """Ask for an order's cancellation; with `wait_s` the answer is its end, if that is in time.
+
+        Raises:
+            Refused: `order_closed`: it had ended already.
+        """
+        return await self._api.request(Order, "DELETE", f"/v1/orders/{order_id}", wait_s=wait_s)
+
+    async def cancel_all(self, account_id: UUID | str, symbol: str | None = None) -> list[UUID]:
+        """Ask for the cancellation of all open orders; the ids of those it was asked for."""
+        params = {"account_id": str(account_id), "symbol": symbol}
+        answer = await self._api.request(_Requested, "DELETE", "/v1/orders", params=params)
+        return answer.orders
+
+    async def wait_filled(self, order_id: UUID | str, timeout_s: float = 30.0) -> Order:
+        """Wait until an order has ended.
+
+        Returns:
+            Its last version: look at `state`, it need not be `filled`.
+
+        Raises:
+            TimeoutError: It is still open after `timeout_s`.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        delay_s = 0.02
+        while True:
+            order = await self.order(order_id)
+            if order.final:
+                return order
+            if time.monotonic() + delay_s > deadline_s:
+                raise TimeoutError(f"order {order_id} is still {order.state}")
+            await asyncio.sleep(delay_s)
+            delay_s = min(1.0, delay_s * 1.5)
+
+    # Streams
+
+    def stream(self, on_gap: GapListener | None = None) -> Stream:
+        """A stream of market data and private events; use it as an async context manager.
+
+        Args:
+            on_gap: Called whenever something was missed on a public channel.
+        """
+        stream = Stream(self.base_url, self._tokens, on_gap, self._streams.discard)
+        self._streams.add(stream)
+        return stream
+
+
+@dataclass(frozen=True, slots=True)
+class _InstrumentList:
+    items: list[Instrument]
+
+
+@dataclass(frozen=True, slots=True)
+class _TradeList:
+    items: list[Trade]
+
+
+@dataclass(frozen=True, slots=True)
+class _Requested:
+    orders: list[UUID]
+
+
+def _text(amount: Amount) -> str:
+    """An exact number as the server takes it.
+
+    Example:
+        >>> _text(Decimal("1E+2")), _text(5), _text("0.10")
+        ('100', '5', '0.10')
+    """
+    if isinstance(amount, bool) or not isinstance(amount, Decimal | int | str):
+        raise TypeError("amounts are Decimal, int or str: a float is not exact")
+    return format(amount, "f") if isinstance(amount, Decimal) else str(amount)

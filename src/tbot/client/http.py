@@ -1,0 +1,162 @@
+"""Requests that survive a server's bad moments, without ever doing a thing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+import httpx
+import msgspec
+
+from tbot.client.backoff import FullJitter
+from tbot.client.errors import (
+    AuthError,
+    NotFound,
+    OutcomeUnknown,
+    ProtocolError,
+    Refused,
+    TBotError,
+    Unavailable,
+)
+from tbot.client.tokens import NEVER_SENT, TokenKeeper, retry_after_s
+
+_BUSY: Final = (429, 503)
+_LOST: Final = (500, 502, 504)
+
+
+class Api:
+    """Sends requests with a good token, and tries again where that is safe.
+
+    Safe is: whatever certainly was not done (no connection, 503, 429), and whatever may be
+    repeated (reading, canceling, an order under its client_order_id). For the rest a lost answer
+    is `OutcomeUnknown`.
+
+    Args:
+        http: With the server's address.
+        tokens: Gives access tokens.
+        retry_s: How long to try again, all in all.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, tokens: TokenKeeper, retry_s: float) -> None:
+        self._http = http
+        self._tokens = tokens
+        self._retry_s = retry_s
+
+    async def request[T](
+        self,
+        result: type[T],
+        method: str,
+        path: str,
+        *,
+        json: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        wait_s: float | None = None,
+        repeatable: bool = True,
+    ) -> T:
+        """Send a request and read its answer.
+
+        Args:
+            params: None values are left out.
+            wait_s: Sent as `Prefer: wait`; the answer may take that much longer.
+            repeatable: Whether doing it twice is the same as doing it once.
+
+        Raises:
+            AuthError, NotFound, Refused: A definite no.
+            Unavailable: Certainly not done, although tried for `retry_s`.
+            OutcomeUnknown: May have been done.
+        """
+        response = await self._send(method, path, json, params, wait_s, repeatable)
+        try:
+            return msgspec.json.decode(response.content, type=result)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"{method} {path}: {error}") from error
+
+    async def pages[T](
+        self, item: type[T], path: str, params: Mapping[str, Any]
+    ) -> AsyncIterator[T]:
+        """Every item of a list, page by page."""
+        cursor: str | None = None
+        while True:
+            page = await self.request(
+                dict[str, msgspec.Raw], "GET", path, params={**params, "cursor": cursor}
+            )
+            try:
+                for one in msgspec.json.decode(page["items"], type=list[item]):  # type: ignore[valid-type]
+                    yield one
+                cursor = msgspec.json.decode(page["next"], type=str | None)
+            except (KeyError, msgspec.MsgspecError) as error:
+                raise ProtocolError(f"{path} is not a page: {error}") from error
+            if cursor is None:
+                return
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        json: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        wait_s: float | None,
+        repeatable: bool,
+    ) -> httpx.Response:
+        backoff = FullJitter(0.1, 5.0)
+        deadline_s = time.monotonic() + self._retry_s
+        query = {name: value for name, value in (params or {}).items() if value is not None}
+        maybe_done = False
+        refused_token: str | None = None
+        while True:
+            token = await self._tokens.get(stale=refused_token)
+            headers = {"Authorization": f"Bearer {token}"}
+            timeout_s = self._http.timeout.read or 10.0
+            if wait_s is not None:
+                headers["Prefer"] = f"wait={wait_s:g}"
+                timeout_s += wait_s
+            at_least_s = 0.0
+            try:
+                response = await self._http.request(
+                    method, path, json=json, params=query, headers=headers, timeout=timeout_s
+                )
+            except NEVER_SENT as error:
+                why = f"cannot reach {self._http.base_url}: {error}"
+            except httpx.TransportError as error:
+                maybe_done = True
+                why = f"no answer to {method} {path}: {error!r}"
+            else:
+                status = response.status_code
+                if status < 400:
+                    return response
+                why = f"{method} {path} was answered {status}"
+                if status == 401 and refused_token is None:
+                    refused_token = token
+                    continue
+                if status in _BUSY:
+                    at_least_s = retry_after_s(response)
+                elif status in _LOST:
+                    maybe_done = True
+                else:
+                    raise error_of(response)
+            if maybe_done and not repeatable:
+                raise OutcomeUnknown(why)
+            delay_s = backoff.next_s(at_least_s)
+            if time.monotonic() + delay_s > deadline_s:
+                raise OutcomeUnknown(why) if maybe_done and method != "GET" else Unavailable(why)
+            await asyncio.sleep(delay_s)
+
+
+def error_of(response: httpx.Response) -> TBotError:
+    """The error that a problem document means."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = {}
+    if not isinstance(problem, dict):
+        problem = {}
+    status = response.status_code
+    code = str(problem.get("code") or f"http_{status}")
+    detail = str(problem.get("detail") or problem.get("title") or response.reason_phrase)
+    if status in (401, 403):
+        return AuthError(detail, code)
+    if status == 404:
+        return NotFound(detail)
+    return Refused(code, detail, status, problem)

@@ -1,0 +1,164 @@
+"""Staying logged in: one refresh at a time, and never the same refresh token twice.
+
+The server rotates refresh tokens and takes a second use for theft: it ends the session. So
+concurrent callers share one refresh, and after a refresh whose answer was lost the old token is not
+sent again where a password can open a new session instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+
+from tbot.client.backoff import FullJitter
+from tbot.client.errors import AuthError, ProtocolError, Unavailable
+
+NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_MARGIN_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class _Pair:
+    access: str
+    refresh: str | None
+    renew_at_s: float
+
+
+class TokenKeeper:
+    """Gives a good access token, whenever asked.
+
+    Args:
+        http: Sends requests to the server.
+        username, password: To log in with, or None.
+        token: An access token to begin with (or to use as it is, without a password).
+        refresh_token: To renew `token` with.
+        retry_s: How long to try while the server is away.
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        username: str | None,
+        password: str | None,
+        token: str | None,
+        refresh_token: str | None,
+        retry_s: float,
+    ) -> None:
+        self._http = http
+        self._username = username
+        self._password = password
+        self._retry_s = retry_s
+        self._lock = asyncio.Lock()
+        self._pair = None if token is None else _Pair(token, refresh_token, float("inf"))
+
+    @property
+    def renew_in_s(self) -> float:
+        """Seconds until the access token should be renewed; infinite where that is not known."""
+        return float("inf") if self._pair is None else self._pair.renew_at_s - time.monotonic()
+
+    async def get(self, stale: str | None = None) -> str:
+        """An access token.
+
+        Args:
+            stale: One that the server has just refused: the answer is another.
+
+        Raises:
+            AuthError: The credentials are wrong or used up.
+            Unavailable: The server could not be reached in time.
+        """
+        pair = self._pair
+        if pair is not None and pair.access != stale and time.monotonic() < pair.renew_at_s:
+            return pair.access
+        async with self._lock:
+            pair = self._pair
+            if pair is None or pair.access == stale or time.monotonic() >= pair.renew_at_s:
+                pair = self._pair = await self._renewed(pair)
+            return pair.access
+
+    async def renew(self) -> str:
+        """A fresh access token, even if the one at hand is still good."""
+        return await self.get(stale=None if self._pair is None else self._pair.access)
+
+    async def log_out(self) -> None:
+        """End the session at the server, if there is one and the server can be reached."""
+        pair, self._pair = self._pair, None
+        if pair is not None and pair.refresh is not None and self._password is not None:
+            try:
+                await self._http.post(
+                    "/v1/token/revoke", json={"refresh_token": pair.refresh}, timeout=2.0
+                )
+            except httpx.HTTPError:
+                return
+
+    async def _renewed(self, pair: _Pair | None) -> _Pair:
+        can_log_in = self._username is not None and self._password is not None
+        if pair is not None and pair.refresh is not None:
+            refresh_token = pair.refresh
+            if can_log_in:
+                pair.refresh = None  # whatever comes of it, it is not sent again
+            renewed = await self._exchange(refresh_token, once=can_log_in)
+            if renewed is not None:
+                return renewed
+        if not can_log_in:
+            raise AuthError("the access token is not good and there is nothing to renew it with")
+        form = {"username": self._username, "password": self._password, "grant_type": "password"}
+        pair = await self._ask("/v1/token", once=False, data=form)
+        if pair is None:
+            raise AuthError("user or password is wrong", "invalid_credentials")
+        return pair
+
+    async def _exchange(self, refresh_token: str, once: bool) -> _Pair | None:
+        return await self._ask(
+            "/v1/token/refresh", once=once, json={"refresh_token": refresh_token}
+        )
+
+    async def _ask(self, path: str, once: bool, **content: Any) -> _Pair | None:
+        """Ask for a pair; None when it is refused, or (`once`) when the answer was lost."""
+        backoff = FullJitter(0.2, 5.0)
+        deadline_s = time.monotonic() + self._retry_s
+        while True:
+            wait_s = 0.0
+            try:
+                asked_at_s = time.monotonic()
+                response = await self._http.post(path, **content)
+            except NEVER_SENT as error:
+                why = f"cannot reach {self._http.base_url}: {error}"
+            except httpx.TransportError as error:
+                if once:
+                    return None
+                why = f"no answer from {self._http.base_url}: {error!r}"
+            else:
+                if response.status_code == 200:
+                    return _pair_of(response, asked_at_s)
+                if response.status_code not in (429, 503):
+                    if response.status_code >= 500 and not once:
+                        why = f"the server answered {response.status_code}"
+                    else:
+                        return None
+                else:
+                    why = "the server is busy"
+                    wait_s = retry_after_s(response)
+            delay_s = backoff.next_s(wait_s)
+            if time.monotonic() + delay_s > deadline_s:
+                raise Unavailable(why)
+            await asyncio.sleep(delay_s)
+
+
+def _pair_of(response: httpx.Response, asked_at_s: float) -> _Pair:
+    try:
+        answer = response.json()
+        access, lasts_s = str(answer["access_token"]), float(answer["expires_in"])
+        refresh = answer.get("refresh_token")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtocolError("the answer to a login has no tokens") from error
+    margin_s = min(_MARGIN_S, lasts_s / 5)
+    return _Pair(access, refresh, asked_at_s + lasts_s - margin_s)
+
+
+def retry_after_s(response: httpx.Response) -> float:
+    text = response.headers.get("retry-after", "")
+    return min(60.0, float(text)) if text.isdecimal() else 0.0
