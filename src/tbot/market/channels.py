@@ -277,8 +277,7 @@ class Market:
         best = self._source.best(symbol)
         return {
             "last": money.text(ticker.last),
-            "bid": None if best is None else money.text(best.bid),
-            "ask": None if best is None else money.text(best.ask),
+            **({} if best is None else bbo_json(best)),
             "open": money.text(ticker.open),
             "high": money.text(ticker.high),
             "low": money.text(ticker.low),
@@ -303,11 +302,11 @@ def trade_json(trade: MarketTrade) -> dict[str, Any]:
 
 
 def bbo_json(best: BestPrices) -> dict[str, Any]:
-    """Best prices as the stream tells them."""
+    """Best prices as the stream tells them; an empty side, which venues write as 0, is null."""
     return {
-        "bid": money.text(best.bid),
-        "bid_quantity": money.text(best.bid_quantity),
-        "ask": money.text(best.ask),
-        "ask_quantity": money.text(best.ask_quantity),
+        "bid": money.text(best.bid) if best.bid else None,
+        "bid_quantity": money.text(best.bid_quantity) if best.bid else None,
+        "ask": money.text(best.ask) if best.ask else None,
+        "ask_quantity": money.text(best.ask_quantity) if best.ask else None,
         "update_id": best.update_id,
     }

@@ -17,6 +17,7 @@ from tbot.ledger import store as ledger_store
 from tbot.market.hub import Subscriber
 from tbot.market.topics import Frame, encode
 from tbot.orders import store as orders_store
+from tbot.orders.model import Order
 
 _log = structlog.get_logger(__name__)
 
@@ -71,9 +72,26 @@ async def read_snapshot(pool: Pool, account_id: UUID) -> tuple[Place, dict[str, 
             }
             for position in positions
         ],
-        "orders": [order.to_data() | {"sequence": order.seq} for order in orders],
+        "orders": [_order_json(order) for order in orders],
     }
     return Place(head["seq"], head["hash"]), data
+
+
+def _order_json(order: Order) -> dict[str, Any]:
+    """An order as REST tells it (`tbot.web.orders`; a test holds the two together)."""
+    data = order.to_data()
+    for name in ("parent_id", "held_asset", "held_amount", "send_by"):
+        del data[name]
+    average = order.average_price
+    held = {"asset": order.held_asset, "amount": money.text(order.held_amount)}
+    return data | {
+        "average_price": None if average is None else money.text(average),
+        "fees": [{"asset": asset, "amount": amount} for asset, amount in order.fees.items()],
+        "held": held if order.held_amount else None,
+        "created_at": order.created_at,
+        "updated_at": order.updated_at,
+        "sequence": order.seq,
+    }
 
 
 def snapshot_frame(number: int, place: Place, data: dict[str, Any]) -> Frame:

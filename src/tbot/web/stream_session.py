@@ -309,8 +309,8 @@ class Session:
                 if isinstance(what, PrivateStream):
                     self._end(what)
             raise
-        # The answer goes out before the first frame of any of the channels.
-        self.subscriber.tell({"op": "subbed", **_id_of(message), "subs": answers})
+        # Nothing is sent in between, and answers outrank what the channels have to say: so the
+        # answer comes first, and after it nothing of what these channels were before.
         for what, how in starts:
             if isinstance(what, PrivateStream):
                 assert isinstance(how, list)
@@ -319,6 +319,7 @@ class Session:
                 assert not isinstance(how, list)
                 if not self.subscriber.closing:
                     self._streams.hub.subscribe(self.subscriber, what, how)
+        self.subscriber.tell({"op": "subbed", **_id_of(message), "subs": answers})
 
     async def _one(
         self, request: Any, full: bool
