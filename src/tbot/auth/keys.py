@@ -11,12 +11,13 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
 
 from tbot.auth import store
-from tbot.auth.tokens import KeyRing, SigningKey
+from tbot.auth.tokens import CLOCK_SKEW_S, KeyRing, SigningKey
 from tbot.core.clock import boot_s
 from tbot.core.settings import AuthSettings
 
@@ -88,16 +89,22 @@ class Keys:
 
     async def _make(self, connection: store.Connection, ring: KeyRing) -> None:
         settings = self._settings
-        # The next key begins when half of the lead is over; the very first begins at once.
-        remaining_s = ring.newest_signs_until_s() - self._clock()
-        signs_in_s = max(0.0, remaining_s / 2)
+        now_s = self._clock()
+        # The next key begins halfway between now and the last one's end; the first begins at once,
+        # also for a host whose clock is a little behind ours.
+        signs_from_s = max(now_s - CLOCK_SKEW_S, (now_s + ring.newest_signs_until_s()) / 2)
+        signs_until_s = signs_from_s + settings.signing_key_ttl_s
         seed = os.urandom(32)
         kid = SigningKey.from_seed(seed, 0, 0, 0).kid
-        await store.insert_signing_key(
-            connection, kid, seed, signs_in_s, settings.signing_key_ttl_s, settings.access_ttl_s
+        key = store.KeyRow(
+            seed,
+            datetime.fromtimestamp(signs_from_s, UTC),
+            datetime.fromtimestamp(signs_until_s, UTC),
+            datetime.fromtimestamp(signs_until_s + settings.access_ttl_s, UTC),
         )
+        await store.insert_signing_key(connection, kid, key)
         await store.delete_retired_keys(connection)
-        _log.info("signing_key_made", kid=kid, signs_in_s=round(signs_in_s))
+        _log.info("signing_key_made", kid=kid, signs_in_s=round(signs_from_s - now_s))
 
     async def _read(self, connection: store.Connection) -> KeyRing:
         return KeyRing(

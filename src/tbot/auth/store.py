@@ -1,7 +1,7 @@
 """The tables of 0002_auth.sql: functions that take a connection first.
 
-Functions whose name begins with `lock` must run inside a transaction. What decides between
-processes is the database's clock, never ours.
+Functions whose name begins with `lock` must run inside a transaction. Whether a session or a
+refresh token is good is decided by the database's clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -332,21 +332,16 @@ async def signing_keys(connection: Connection) -> Sequence[KeyRow]:
     return [KeyRow(**row) for row in rows]
 
 
-async def insert_signing_key(
-    connection: Connection, kid: str, seed: bytes, signs_in_s: float, ttl_s: int, verifies_s: int
-) -> None:
-    """Store a key that signs from `signs_in_s` on for `ttl_s`, and verifies `verifies_s` longer."""
+async def insert_signing_key(connection: Connection, kid: str, key: KeyRow) -> None:
+    """Store a new key."""
     await connection.execute(
-        """
-        INSERT INTO signing_keys (kid, seed, signs_from, signs_until, retires_at)
-        SELECT $1, $2, f, f + $4::interval, f + $4::interval + $5::interval
-        FROM (SELECT now() + $3::interval) AS start(f)
-        """,
+        "INSERT INTO signing_keys (kid, seed, signs_from, signs_until, retires_at)"
+        " VALUES ($1, $2, $3, $4, $5)",
         kid,
-        seed,
-        timedelta(seconds=signs_in_s),
-        timedelta(seconds=ttl_s),
-        timedelta(seconds=verifies_s),
+        key.seed,
+        key.signs_from,
+        key.signs_until,
+        key.retires_at,
     )
 
 

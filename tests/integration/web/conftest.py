@@ -1,0 +1,309 @@
+"""The whole edge on a database of the test's own: real auth and write path, no venue behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from tbot.auth import flow as auth_flow
+from tbot.auth import users
+from tbot.auth.flow import Auth
+from tbot.auth.scopes import Role
+from tbot.core.bus import Bus
+from tbot.core.ids import new_id
+from tbot.core.settings import MarketSettings, Settings
+from tbot.db.pool import connect_committer
+from tbot.journal.commands import GATEWAY
+from tbot.journal.committer import Committer
+from tbot.ledger.entries import Limits
+from tbot.ledger.flow import AccountDesk
+from tbot.ledger.store import LedgerProjection
+from tbot.market.feed import MarketFeed
+from tbot.orders import store
+from tbot.orders.commands import ApplyReport
+from tbot.orders.flow import Instruments, OrderDesk
+from tbot.orders.model import Order
+from tbot.orders.store import OrdersProjection
+from tbot.venues.base import (
+    BestPrices,
+    Capabilities,
+    DepthDiff,
+    DepthSnapshot,
+    Instrument,
+    Level,
+    MarketEvent,
+    MarketTrade,
+    OrderReport,
+    StreamGap,
+    VenueFill,
+    VenueStatus,
+)
+from tbot.web.app import build_app
+from tbot.web.deps import Deps
+from tbot.web.server import server_options
+
+PASSWORD = "correct horse battery staple"
+AT = datetime(2026, 11, 22, 5, 14, 43, 123456, tzinfo=UTC)
+
+
+def instrument(base: str, quote: str = "USDT", **changes: Any) -> Instrument:
+    """A paper instrument with a tick of 0.01 and a step of 0.00001."""
+    rules: dict[str, Any] = {
+        "base_scale": 8,
+        "quote_scale": 8,
+        "tick": Decimal("0.01"),
+        "price_min": Decimal("0.01"),
+        "price_max": Decimal(1_000_000),
+        "step": Decimal("0.00001"),
+        "quantity_min": Decimal("0.00001"),
+        "quantity_max": Decimal(9000),
+        "market_step": Decimal("0.00001"),
+        "market_quantity_max": Decimal(100),
+        "notional_min": Decimal(5),
+        "notional_max": Decimal(9_000_000),
+        "trading": True,
+        **changes,
+    }
+    return Instrument("paper", f"{base}-{quote}", base + quote, base, quote, **rules)
+
+
+class PaperDeposits:
+    """The part of a paper venue that opening an account uses."""
+
+    name = "paper"
+    capabilities = Capabilities(deposits=True)
+
+    def __init__(self) -> None:
+        self.deposits: dict[str, tuple[str, Decimal]] = {}
+        self.broken: Exception | None = None
+
+    async def deposit(self, deposit_id: str, asset: str, amount: Decimal) -> None:
+        """Remember a deposit; the same id again changes nothing."""
+        if self.broken is not None:
+            raise self.broken
+        self.deposits.setdefault(deposit_id, (asset, amount))
+
+
+class QuietMarket:
+    """A market source that says a few things about BTCUSDT and then keeps silent."""
+
+    name = "paper"
+
+    async def market_events(self, instruments: Sequence[Instrument]) -> AsyncIterator[MarketEvent]:
+        """A trade, best prices, and one change of the book."""
+        one = Decimal(1)
+        yield StreamGap("connected")
+        yield BestPrices("BTCUSDT", 1, Decimal(99), one, Decimal(100), one)
+        yield MarketTrade("BTCUSDT", 7, Decimal("99.5"), Decimal("0.25"), True, AT)
+        yield DepthDiff("BTCUSDT", 1, 2, [Level(Decimal(99), one)], [], AT)
+        await asyncio.Event().wait()
+
+    async def depth_snapshot(self, asked: Instrument) -> DepthSnapshot:
+        """Two levels a side."""
+        bids = [Level(Decimal(99), Decimal(1)), Level(Decimal(98), Decimal(2))]
+        asks = [Level(Decimal(100), Decimal(1)), Level(Decimal(101), Decimal(2))]
+        return DepthSnapshot(asked.venue_symbol, 1, bids, asks)
+
+
+@dataclass
+class Site:
+    """A running edge, and a venue's part played by the test."""
+
+    app: FastAPI
+    settings: Settings
+    pool: asyncpg.Pool[Any]
+    auth: Auth
+    committer: Committer
+    orders: OrderDesk
+    feed: MarketFeed
+    venue: PaperDeposits
+    checks: dict[str, Any]
+    _tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def client(
+        self, username: str | None = None, scope: str = ""
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        """An HTTP client into the application, logged in as `username`."""
+        headers = {}
+        if username is not None:
+            headers["Authorization"] = f"Bearer {await self.token(username, scope)}"
+        transport = httpx.ASGITransport(self.app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://test", headers=headers
+        ) as client:
+            yield client
+
+    async def token(self, username: str, scope: str = "") -> str:
+        """An access token of a user."""
+        grant = await auth_flow.login(self.auth, username, PASSWORD, scope)
+        return grant.access_token
+
+    async def report(
+        self, order: Mapping[str, Any] | Order, status: str, *fills: tuple[str, str, str]
+    ) -> None:
+        """What the gateway would do with a venue's report; fills are (id, price, quantity)."""
+        if not isinstance(order, Order):
+            async with self.pool.acquire() as connection:
+                order = await store.get_order(connection, UUID(order["id"]))
+        booked = tuple(
+            VenueFill(
+                trade_id=trade_id,
+                price=Decimal(price),
+                quantity=Decimal(quantity),
+                quote_quantity=Decimal(price) * Decimal(quantity),
+                fee=Decimal(quantity) / 1000,
+                fee_asset="BTC",
+                maker=False,
+                at=AT,
+            )
+            for trade_id, price, quantity in fills
+        )
+        executed = sum((fill.quantity for fill in booked), order.filled_quantity)
+        report = OrderReport(
+            client_id=order.venue_client_id,
+            venue_symbol="BTCUSDT",
+            venue_order_id="1",
+            status=VenueStatus(status),
+            executed_quantity=executed,
+            executed_quote=Decimal(0),
+            updated_at=AT,
+            fills=booked,
+        )
+        await self.committer.commit(
+            ApplyReport(new_id(), GATEWAY, order.account_id, order.id, report)
+        )
+
+    async def account(self, client: httpx.AsyncClient, **balance: str) -> dict[str, Any]:
+        """A new account of the client's user with a balance such as `USDT="1000"`."""
+        answer = await client.post(
+            "/v1/accounts", json={"name": "main", "starting_balance": balance or {"USDT": "1000"}}
+        )
+        assert answer.status_code == 201, answer.text
+        created: dict[str, Any] = answer.json()
+        return created
+
+    async def journal_size(self) -> int:
+        """How many entries there are, of all accounts: what a refused request must not change."""
+        size: int = await self.pool.fetchval("SELECT count(*) FROM journal")
+        return size
+
+
+type NewSite = Callable[..., Any]
+
+
+@pytest.fixture
+async def new_site(database_url: str) -> AsyncIterator[NewSite]:
+    """Makes sites on the test's database: each is what one API process has."""
+    async with AsyncExitStack() as stack:
+
+        async def make(**changes: Any) -> Site:
+            return await _site(stack, database_url, Settings(**changes))
+
+        yield make
+
+
+@pytest.fixture
+async def site(new_site: NewSite) -> Site:
+    """One API process with the users ann and bob (traders) and root (administrator)."""
+    made: Site = await new_site()
+    for name, role in (("ann", Role.TRADER), ("bob", Role.TRADER), ("root", Role.ADMIN)):
+        await users.create_user(made.pool, made.auth.passwords, name, PASSWORD, role)
+    return made
+
+
+async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
+    bus = Bus()
+    pool = await stack.enter_async_context(asyncpg.create_pool(url, min_size=1, max_size=8))
+    auth = await stack.enter_async_context(auth_flow.opened(pool, settings.auth, bus))
+    projections = [LedgerProjection(), OrdersProjection()]
+    committer = Committer(
+        lambda: connect_committer(url, settings.committer), projections, settings.committer, bus
+    )
+    await committer.start()
+    stack.push_async_callback(committer.stop)
+    markets = [instrument("BTC"), instrument("ETH")]
+    async with pool.acquire() as connection:
+        await store.save_instruments(connection, markets)
+    instruments = Instruments()
+    await instruments.reload(pool, "paper")
+    feed = MarketFeed(QuietMarket(), MarketSettings())
+    synced = asyncio.Event()
+    feed.listen(lambda symbol, _: synced.set() if feed.book("BTC-USDT") else None)
+    feed.start(markets)
+    stack.push_async_callback(feed.stop)
+    await asyncio.wait_for(synced.wait(), 10)
+    venue = PaperDeposits()
+    limits = Limits(
+        max_order_notional=settings.risk.max_order_notional,
+        max_open_orders=settings.risk.max_open_orders,
+        price_collar=settings.risk.price_collar,
+    )
+    accounts = AccountDesk(pool, committer, {"paper": venue}, limits)  # type: ignore[dict-item]
+    orders = OrderDesk(
+        pool,
+        committer,
+        bus,
+        accounts,
+        instruments,
+        {"paper": feed},  # type: ignore[dict-item]
+        settings.gateway,
+        settings.risk,
+    )
+    checks: dict[str, Any] = {}
+    app = build_app(Deps(settings, pool, auth, orders, {"paper": feed}, None, checks))
+    return Site(app, settings, pool, auth, committer, orders, feed, venue, checks)
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[[Site], Any]]:
+    """Serves a site on a real socket; answers its base URL."""
+    running: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
+
+    async def start(site: Site) -> str:
+        options = server_options(site.app, site.settings)
+        server = uvicorn.Server(uvicorn.Config(**{**options, "port": 0}))
+        task = asyncio.create_task(server.serve())
+        running.append((server, task))
+        while not server.started:
+            assert not task.done(), task.exception()
+            await asyncio.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for server, task in running:
+        server.should_exit = True
+        await task
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Check that an answer is the problem document expected, and return it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    document: dict[str, Any] = answer.json()
+    assert document["code"] == code, document
+    assert document["type"] == f"urn:tbot:problem:{code}"
+    assert document["status"] == status
+    assert document["title"]
+    assert document["detail"]
+    assert document["request_id"] == answer.headers["x-request-id"]
+    return document
+
+
+@pytest.fixture(name="problem")
+def _problem() -> Callable[..., dict[str, Any]]:
+    return problem
