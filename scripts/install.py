@@ -89,7 +89,9 @@ def install(lock_file: Path, count: int) -> int:
         assert process.stdout is not None
         for line in process.stdout:
             said.append(line)
-            found = re.match(r"(?:Collecting|Requirement already satisfied:) ([A-Za-z0-9._-]+)", line)
+            found = re.match(
+                r"(?:Collecting|Requirement already satisfied:) ([A-Za-z0-9._-]+)", line
+            )
             if found:
                 seen += 1
                 progress(seen, count, found[1].split("==")[0])

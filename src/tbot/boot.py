@@ -232,9 +232,7 @@ async def _connect(
     return None
 
 
-async def _learn(
-    venue: BinanceVenue, pool: asyncpg.Pool[asyncpg.Record], learned: Any
-) -> None:
+async def _learn(venue: BinanceVenue, pool: asyncpg.Pool[asyncpg.Record], learned: Any) -> None:
     await venue.start()
     while True:
         try:
@@ -354,7 +352,9 @@ def bind(settings: Settings) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        why = (
+            "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        )
         raise ConfigurationError(
             f"the address {http.host}:{http.port} {why}: stop what uses it, or choose another port "
             "with TBOT_HTTP__PORT"

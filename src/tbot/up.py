@@ -27,6 +27,7 @@ import structlog
 
 from tbot.auth import users
 from tbot.auth.passwords import generated
+from tbot.backup import refuse_half_restored
 from tbot.boot import PAPER, Parts, address_of, bind, paper_access, running, serve_http
 from tbot.child import ExchangeChild
 from tbot.core.errors import TBotError
@@ -164,6 +165,7 @@ async def _surroundings(
         )
         postgres.claim()
         stack.push_async_callback(postgres.stop)
+        refuse_half_restored(data_dir)
     child = None
     if settings.paper.enabled and not settings.paper.url:
         child = ExchangeChild(settings.exchange, data_dir / "exchange", data_dir / "exchange.log")
@@ -281,7 +283,7 @@ def first_order(url: str, account_id: UUID, program: str) -> str:
         "quote_amount": "100",
     }
     return (
-        f"curl -sS {url}/v1/orders -H \"Authorization: Bearer $({program} user token)\" "
+        f'curl -sS {url}/v1/orders -H "Authorization: Bearer $({program} user token)" '
         "-H 'Content-Type: application/json' -H 'Prefer: wait=5' "
         f"-d '{json.dumps(body, separators=(',', ':'))}'"
     )

@@ -374,9 +374,7 @@ async def test_a_long_path_gets_a_short_socket(home: Path, servers) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgres as another user")
-async def test_root_below_a_closed_directory_uses_the_documented_place(
-    home: Path, servers
-) -> None:
+async def test_root_below_a_closed_directory_uses_the_documented_place(home: Path, servers) -> None:
     closed = home / "closed"
     closed.mkdir(mode=0o700)
     data_dir = closed / "data"

@@ -198,7 +198,10 @@ def _show(found: list[Order], as_json: bool) -> None:
         for order in found:
             sys.stdout.write(json.dumps(dataclasses.asdict(order), default=str) + "\n")
         return
-    table = Table("id", "symbol", "side", "type", "state", "filled", "average", "reason", box=None)
+    table = Table(box=None)
+    table.add_column("id", no_wrap=True)
+    for name in ("symbol", "side", "type", "state", "filled", "average", "reason"):
+        table.add_column(name, overflow="fold")
     for order in found:
         wanted = order.quantity if order.quantity is not None else order.quote_amount
         table.add_row(
@@ -226,7 +229,9 @@ def place(
     quote_amount: Annotated[
         str | None, typer.Option(help="Market orders: what to spend or receive instead.")
     ] = None,
-    limit: Annotated[str | None, typer.Option(help="Limit price; without it a market order.")] = None,
+    limit: Annotated[
+        str | None, typer.Option(help="Limit price; without it a market order.")
+    ] = None,
     tif: Annotated[str | None, typer.Option(help="gtc, ioc or fok (limit orders).")] = None,
     post_only: Annotated[bool, typer.Option(help="Never take liquidity.")] = False,
     account: Annotated[str | None, typer.Option(help="Account id; default: your first.")] = None,

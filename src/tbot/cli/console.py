@@ -31,7 +31,10 @@ CANNOT: Final = 2
 AWAY: Final = 3
 INTERRUPTED: Final = 130
 
-out: Final = rich.console.Console(highlight=False, soft_wrap=True)
+# In a pipe nothing may be folded to a width that nobody has.
+_WIDTH: Final = None if sys.stdout.isatty() else 200
+
+out: Final = rich.console.Console(highlight=False, soft_wrap=True, width=_WIDTH)
 err: Final = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
 

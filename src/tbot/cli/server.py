@@ -118,9 +118,7 @@ async def _migrate(settings: Settings) -> list[str]:
 
     url = settings.database.url
     dsn = (
-        url.get_secret_value()
-        if url is not None
-        else running_database(settings.data_dir, "owner")
+        url.get_secret_value() if url is not None else running_database(settings.data_dir, "owner")
     )
     applied = await apply(dsn)
     return [f"applied {migration.version:04}_{migration.name}" for migration in applied]
