@@ -30,8 +30,11 @@ bearer: Final = OAuth2PasswordBearer(
 _PRINCIPAL: Final = "tbot.principal"
 
 
-def get_deps(request: Request) -> Deps:
-    """The parts of the program that `build_app` was given."""
+async def get_deps(request: Request) -> Deps:
+    """The parts of the program that `build_app` was given.
+
+    A coroutine, because FastAPI sends plain functions through a thread pool.
+    """
     deps: Deps = request.app.state.deps
     return deps
 
@@ -49,7 +52,8 @@ async def check_principal(request: Request, scopes: Sequence[str]) -> Principal:
     kind, _, token = headers[0].partition(" ")
     if len(headers) > 1 or kind.lower() != "bearer" or not token:
         raise InvalidToken("the Authorization header has to be one Bearer token")
-    principal = await authenticate(get_deps(request).auth, token.strip(" "))
+    deps: Deps = request.app.state.deps
+    principal = await authenticate(deps.auth, token.strip(" "))
     request.scope[_PRINCIPAL] = principal
     principal.require(*scopes)
     return principal
