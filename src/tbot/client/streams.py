@@ -177,11 +177,12 @@ class Stream:
 
     def _channel[C: Channel](self, channel: C) -> C:
         """The channel of this key that there is already, or this new one."""
-        known = self._channels.setdefault(channel.key, channel)
-        assert isinstance(known, type(channel))
-        if known is channel:
+        known = self._channels.get(channel.key)
+        if known is None:
+            known = self._channels[channel.key] = channel
             channel.on_gap = self._gap
             self._ask_soon([channel])
+        assert isinstance(known, type(channel))
         return known
 
     def _join[S: Subscription[Any]](self, channel: Channel, kind: type[S]) -> S:

@@ -168,6 +168,7 @@ class Market:
         self._source = source
         self._topics: dict[tuple[Any, ...], Topic] = {}
         self._of: dict[tuple[str, str], list[Topic]] = {}
+        self._heard = False
 
     def topic(self, wish: Wanted) -> Topic | Denied:
         """The topic of a checked wish."""
@@ -175,6 +176,8 @@ class Market:
         if found is not None:
             return found
         if not self._source.knows(wish.symbol):
+            if not self._heard:  # just started: who comes back early need not give up
+                return Denied("unavailable", "the markets are not known yet", temporary=True)
             return Denied("unknown_symbol", "there is no such market")
         topic = self._make(wish)
         self._topics[wish.key] = topic
@@ -209,6 +212,7 @@ class Market:
 
     def hear(self, symbol: str, event: FeedEvent) -> None:
         """Take one event of the feed, in order: encode it once and hand it to the hub."""
+        self._heard = True
         match event:
             case Traded():
                 self._traded(symbol, event.trade)

@@ -28,6 +28,7 @@ from tbot.journal.commands import SYSTEM
 from tbot.journal.cursors import Journal
 from tbot.ledger.entries import Limits, OpenAccount
 from tbot.market.channels import Market
+from tbot.market.feed import StaleChanged
 from tbot.market.hub import Hub
 from tbot.web.sockets import uvicorn_options
 from tbot.web.stream import Streams, router
@@ -149,6 +150,7 @@ async def new_stack(pool: Any, new_desk: Callable[..., Any]) -> AsyncIterator[Ca
             hub = Hub(stream_settings)
             feed = FakeFeed("BTC-USDT", "ETH-USDT")
             market = feed.market = Market(hub, feed)
+            feed.tell("BTC-USDT", StaleChanged(False))
             journal = Journal(pool, desk.bus, stream_settings)
             desk.committer.listen(journal.remember)
             streams = Streams(stream_settings, hub, market, journal, auth, pool, desk.bus)

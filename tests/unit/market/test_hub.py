@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from streamfakes import FakeFeed, FakeOutput
 from tbot.core.settings import StreamSettings
 from tbot.market.channels import CHANNELS, Denied, Market, Wanted, wanted
+from tbot.market.feed import StaleChanged
 from tbot.market.hub import CLOSE_SILENT, CLOSE_SLOW, Hub, Subscriber
 from tbot.market.topics import Frame
 
@@ -303,11 +304,15 @@ def test_parameters_are_checked_and_unknown_ones_refused() -> None:
         assert isinstance(wanted(channel, {"channel": channel.name, **request}), Denied), request
     desk = Desk.__new__(Desk)
     desk.hub = Hub(StreamSettings())
-    market = Market(desk.hub, FakeFeed())
     wish = wanted(trades, {"channel": "trades", "symbol": "NO-SUCH"})
     assert isinstance(wish, Wanted)
+    market = Market(desk.hub, FakeFeed(SYMBOL))
+    # Before the markets are known, a client that comes back early is to try again.
     denied = market.topic(wish)
-    assert isinstance(denied, Denied) and denied.code == "unknown_symbol"
+    assert isinstance(denied, Denied) and denied.temporary
+    market.hear(SYMBOL, StaleChanged(False))
+    denied = market.topic(wish)
+    assert isinstance(denied, Denied) and denied.code == "unknown_symbol" and not denied.temporary
 
 
 ACTIONS = st.lists(
