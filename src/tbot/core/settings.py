@@ -137,6 +137,20 @@ class GatewaySettings(BaseModel):
     )
     unknown_interval_s: float = Field(1.0, gt=0, description="First delay between questions.")
     in_flight_max: int = Field(256, ge=1, description="Order requests unanswered at once.")
+    requests_waiting_max: int = Field(
+        4096, ge=1, description="Requests waiting for a venue's rate budget; then not sent."
+    )
+    events_max: int = Field(
+        20_000,
+        ge=1,
+        description="Private events read ahead; then all are dropped for one sweep of open orders.",
+    )
+    reports_in_flight_max: int = Field(
+        1024, ge=1, description="Reports being written down at once; then the venue is read slower."
+    )
+    questions_in_flight_max: int = Field(
+        16, ge=1, description="Questions to a venue about single orders, at once."
+    )
 
 
 class PaperSettings(BaseModel):
@@ -212,6 +226,12 @@ class MarketSettings(BaseModel):
         10.0, gt=0, description="Silence after which a market is marked stale."
     )
     trades_kept: int = Field(1000, ge=1, description="Recent trades kept per instrument.")
+    snapshots_in_flight_max: int = Field(4, ge=1, description="Book snapshots fetched at once.")
+    changes_buffered_max: int = Field(
+        10_000,
+        ge=100,
+        description="Book changes kept while a snapshot is awaited; then the older half goes.",
+    )
 
 
 class StreamSettings(BaseModel):

@@ -1,1 +1,1 @@
-"""Owns venue connections: sends accepted orders, applies what the venue says, finds out the rest."""
+"""Owns venue connections: sends accepted orders, applies what the venue says, asks for the rest."""

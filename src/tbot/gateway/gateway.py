@@ -198,7 +198,7 @@ class _Epoch:
         self.orders = OpenOrders()
         self._reports = Reports(
             parts.venue, parts.committer, parts.pool, self.orders, by_venue_symbol.get,
-            self._changed, self._tasks,
+            self._changed, parts.settings.reports_in_flight_max, self._tasks,
         )  # fmt: skip
         self._sender = Sender(
             parts.venue, self._reports, instruments.get, self._allowed,

@@ -32,7 +32,6 @@ from tbot.venues.base import Instrument, OrderReport, Venue
 
 _log = structlog.get_logger(__name__)
 
-_QUESTIONS_AT_ONCE: Final = 16
 _SEARCH_SLACK: Final = timedelta(minutes=1)
 
 _doubts_gauge = Gauge("tbot_gateway_doubtful_orders", "Orders whose placement is in doubt.")
@@ -80,7 +79,7 @@ class Reconciler:
         self._epoch_began_s = epoch_began_s
         self._tasks = tasks
         self._asked: set[UUID] = set()
-        self._asking = asyncio.Semaphore(_QUESTIONS_AT_ONCE)
+        self._asking = asyncio.Semaphore(settings.questions_in_flight_max)
 
     def deadline_s(self, tracked: Tracked) -> float:
         """When "no such order" begins to count for an order."""
@@ -141,12 +140,12 @@ class Reconciler:
                 await self._reports.apply(report)
                 return
             left = reconcile.denied(doubt, asked_at_s, boot_s(), self._interval_s)
-            if left is None and not tracked.doubtful:
-                tracked.doubt = None  # a report came in while we asked
-            elif left is None:
-                await self._give_up(tracked)
-            else:
+            if left is not None:
                 tracked.doubt = left
+            elif tracked.order.final or tracked.confirmed:
+                tracked.doubt = None  # a report came in while we asked
+            else:
+                await self._give_up(tracked)
         if left is not None and left.question is Question.EVERYWHERE:
             await self._ask(tracked)
 

@@ -1,4 +1,4 @@
-"""From what a venue says to the journal: every report becomes a command, for as long as it takes."""
+"""From what a venue says to the journal: every report becomes a command, however long it takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from tbot.venues.base import Instrument, OrderReport, Venue, VenueStatus
 
 _log = structlog.get_logger(__name__)
 
-_UNDER_WAY_MAX: Final = 1024
 _FILLS_DELAY_S: Final = 0.25
 
 _reports_total = Counter("tbot_gateway_reports", "Reports by what they were.", ["kind"])
@@ -39,6 +38,7 @@ class Reports:
     Args:
         instruments: By the venue's symbol.
         changed: Called with every new version of an order.
+        under_way_max: Reports being written down at once; `submit` waits for room.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Reports:
         orders: OpenOrders,
         instruments: Callable[[str], Instrument | None],
         changed: Callable[[Order], None],
+        under_way_max: int,
         tasks: Tasks,
     ) -> None:
         self._venue = venue
@@ -58,7 +59,7 @@ class Reports:
         self._instruments = instruments
         self._changed = changed
         self._tasks = tasks
-        self._room = asyncio.Semaphore(_UNDER_WAY_MAX)
+        self._room = asyncio.Semaphore(under_way_max)
         self._fetching: dict[UUID, OrderReport] = {}
 
     async def commit(self, command: Command[Applied]) -> Applied | None:

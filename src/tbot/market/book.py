@@ -22,12 +22,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum, auto
 from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 from tbot.core import money
 from tbot.venues.base import DepthDiff, DepthSnapshot, Level
-
-BUFFER_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +141,15 @@ class BookSync:
 
     Feed it every change in the order of arrival; when `live` turns false, fetch a snapshot and
     give it to `join`, again and again until that answers True.
+
+    Args:
+        buffered_max: Changes kept while there is no book.
     """
 
-    __slots__ = ("_buffer", "book", "live")
+    __slots__ = ("_buffer", "_buffered_max", "book", "live")
 
-    def __init__(self) -> None:
+    def __init__(self, buffered_max: int = 10_000) -> None:
+        self._buffered_max = buffered_max
         self.book = Book()
         self.live = False
         self._buffer: list[DepthDiff] = []
@@ -160,9 +162,9 @@ class BookSync:
     def take(self, diff: DepthDiff) -> Step:
         """Take the next change."""
         if not self.live:
-            if len(self._buffer) >= BUFFER_MAX:
+            if len(self._buffer) >= self._buffered_max:
                 # No snapshot in so long: the oldest are of no use any more.
-                del self._buffer[: BUFFER_MAX // 2]
+                del self._buffer[: self._buffered_max // 2]
             if self._buffer and diff.first_update_id > self._buffer[-1].last_update_id + 1:
                 self._buffer.clear()
             self._buffer.append(diff)

@@ -1,4 +1,4 @@
-"""The markets of one venue, live: books, trades, best prices, tickers, and who wants to hear of them.
+"""The markets of one venue, live: books, trades, best prices, tickers, and who is told of them.
 
 The feed owns the market connections. Every event of the venue updates the feed's own view first and
 then goes to the listeners, in order and without a queue: a listener that is slow slows the reading
@@ -38,7 +38,6 @@ from tbot.venues.base import (
 
 _log = structlog.get_logger(__name__)
 _INSTRUMENTS_PER_CONNECTION: Final = 200
-_SNAPSHOTS_AT_ONCE: Final = 4
 _EVENTS_PER_TURN: Final = 64
 
 
@@ -133,12 +132,12 @@ class _Market:
         "trades", "window",
     )  # fmt: skip
 
-    def __init__(self, instrument: Instrument, trades_kept: int) -> None:
+    def __init__(self, instrument: Instrument, settings: MarketSettings) -> None:
         self.instrument = instrument
-        self.sync = BookSync()
+        self.sync = BookSync(settings.changes_buffered_max)
         self.seq = 0
         self.resync: asyncio.Task[None] | None = None
-        self.trades: deque[MarketTrade] = deque(maxlen=trades_kept)
+        self.trades: deque[MarketTrade] = deque(maxlen=settings.trades_kept)
         self.trade_id: int | None = None
         self.best: BestPrices | None = None
         self.window = DayWindow(instrument.symbol)
@@ -162,12 +161,12 @@ class MarketFeed:
         self._by_venue_symbol: dict[str, _Market] = {}
         self._listeners: list[FeedListener] = []
         self._tasks = Tasks(f"feed-{source.name}")
-        self._snapshots = asyncio.Semaphore(_SNAPSHOTS_AT_ONCE)
+        self._snapshots = asyncio.Semaphore(settings.snapshots_in_flight_max)
 
     def start(self, instruments: Sequence[Instrument]) -> None:
         """Begin to follow these markets; returns at once, see `synced`."""
         for instrument in instruments:
-            market = _Market(instrument, self._settings.trades_kept)
+            market = _Market(instrument, self._settings)
             self._markets[instrument.symbol] = market
             self._by_venue_symbol[instrument.venue_symbol] = market
         for chunk in batched(instruments, _INSTRUMENTS_PER_CONNECTION):

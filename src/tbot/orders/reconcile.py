@@ -66,7 +66,10 @@ def denied(doubt: Doubt, asked_at_s: float, now_s: float, interval_s: float) -> 
     """The venue answered that there is no such order.
 
     Args:
+        doubt: The doubt as it was when the question was asked.
         asked_at_s: When the question was *sent*.
+        now_s: When the answer came.
+        interval_s: First delay between questions.
 
     Returns:
         The doubt that is left, or None: the order is absent.

@@ -40,7 +40,7 @@ class Permit:
         """
         if self._governor is not None:
             governor, self._governor = self._governor, None
-            governor._settle(self._taken, frozenset(free), counts or {}, self.sent_s)
+            governor.settle(self._taken, frozenset(free), counts or {}, self.sent_s)
 
     def cancel(self) -> None:
         """The request was never written: give everything back."""
@@ -180,13 +180,14 @@ class Governor:
         """The kept buckets whose name starts with `prefix`."""
         return [name for name in self._buckets if name.startswith(prefix)]
 
-    def _settle(
+    def settle(
         self,
         taken: list[tuple[Bucket, int]],
         free: frozenset[str],
         counts: Mapping[str, int],
         sent_s: float,
     ) -> None:
+        """End a permit's flight; called by `Permit.settle`."""
         now_s = self.now_s()
         for bucket, cost in taken:
             bucket.settle(now_s, cost, charged=bucket.name not in free)

@@ -36,7 +36,7 @@ requests = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(requests, st.floats(-0.25, 0.25), st.floats(0, 20), st.booleans())
+@given(requests, st.floats(-0.25, 0.25), st.floats(10, 20), st.booleans())
 def test_the_venues_counters_are_never_exceeded(
     script: list[tuple[float, float, float, int, bool]],
     clock_error_s: float,
@@ -80,7 +80,7 @@ def test_the_venues_counters_are_never_exceeded(
         windows: Counter[int] = Counter()
         for at_s, cost in counted:
             windows[math.floor(at_s / window_s)] += cost
-        assert max(windows.values()) <= limit
+        assert max(windows.values(), default=0) <= limit
     else:
         for at_s, _ in counted:
             held = sum(c for other_s, c in counted if at_s - window_s < other_s <= at_s)

@@ -16,12 +16,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from functools import partial
 from typing import Any, Final, Self
 
 import structlog
 
-from tbot.core.clock import boot_ns, to_ms
+from tbot.core.clock import boot_ns
 from tbot.core.errors import (
     TBotError,
     VenueAmbiguous,
@@ -48,6 +47,7 @@ from tbot.venues.base import (
 from tbot.venues.binance import market_wire, streams, wire
 from tbot.venues.binance.clock import VenueClock
 from tbot.venues.binance.connection import Answer
+from tbot.venues.binance.lists import AccountLists, readable
 from tbot.venues.binance.outcome import RefusalCode, failure
 from tbot.venues.binance.rest import RestCalls
 from tbot.venues.binance.session import ApiSession
@@ -61,8 +61,6 @@ _CANCEL_COSTS: Final[Costs] = {"weight:1m": 1, "raw:5m": 1}
 _QUERY_COSTS: Final[Costs] = {"weight:1m": 4, "raw:5m": 1}
 _DEPTH_LIMIT: Final = 1000
 _DEPTH_WEIGHT: Final = 50
-_PAGE: Final = 1000
-_PAGES_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +117,7 @@ class BinanceVenue:
                 RollingWindow("connections:5m", 300, 300.0),
             ],
             self._clock.now_s,
+            settings.requests_waiting_max,
         )
         self._rest = RestCalls(
             endpoints.rest_url,
@@ -135,13 +134,16 @@ class BinanceVenue:
             self._clock.now_ms,
             settings.receive_window_ms,
             settings.in_flight_max,
+            settings.events_max,
         )
+        self._lists = AccountLists(self._rest)
         self._tasks = Tasks(f"venue-{name}")
         self._started = False
 
     async def start(self) -> None:
         """Measure the clock, learn the limits, connect; waits for as long as the venue is away."""
         if self._started:
+            await self._session.ready()
             return
         self._started = True
         backoff = FullJitter()
@@ -181,11 +183,11 @@ class BinanceVenue:
 
     async def instruments(self) -> list[Instrument]:
         """All spot markets; also takes over the venue's rate limits."""
-        info = await self._get("/api/v3/exchangeInfo", {}, weight=20, priority=Priority.QUERY)
+        info = await self._rest.get("/api/v3/exchangeInfo", {}, weight=20, priority=Priority.QUERY)
         for name, (limit, window_s, _) in wire.rate_limits(info.get("rateLimits", ())).items():
             shared = not name.startswith("orders")
             self.governor.set_bucket(AlignedWindow(name, limit, window_s, shared))
-        return _readable(lambda: wire.instruments(info, self.name))
+        return readable(lambda: wire.instruments(info, self.name))
 
     async def place(self, placement: Placement, may_send: Callable[[], bool]) -> OrderReport:
         """Send an order once; see `Venue.place`."""
@@ -217,68 +219,25 @@ class BinanceVenue:
             if error.code == RefusalCode.UNKNOWN_ORDER:
                 return None
             raise
-        return _readable(lambda: wire.order_report(answer, client_id))
+        return readable(lambda: wire.order_report(answer, client_id))
 
     async def search(
         self, client_id: str, instrument: Instrument, since: datetime
     ) -> OrderReport | None:
-        """Look for an order in *every* list the venue has, when `query` found none.
+        """Look for an order in *every* list the venue has, when `query` found none."""
+        return await self._lists.search(client_id, instrument, since)
 
-        The answer to `query` comes from the engine's memory or a database that may lag; before an
-        order is given up, the open orders, all orders and the trades since `since` must agree
-        that there is none.
-
-        Raises:
-            VenueDown: A list could not be read, or the lists contradict each other. Ask later.
-        """
-        for report in await self.open_orders(instrument):
-            if report.client_id == client_id:
-                return report
-        params: dict[str, str | int] = {
-            "symbol": instrument.venue_symbol,
-            "startTime": to_ms(since),
-        }
-        orders = await self._pages("/api/v3/allOrders", params, "orderId", "orderId")
-        for order in orders:
-            if wire.placed_id(order["clientOrderId"]) == client_id:
-                return _readable(partial(wire.order_report, order, client_id))
-        known = {order["orderId"] for order in orders}
-        newest = max(known, default=0)
-        for trade in await self._pages("/api/v3/myTrades", params, "id", "fromId"):
-            # An order older than the list trades on: only one *newer* than the list is a sign
-            # that the list lags behind.
-            if trade["orderId"] > newest and trade["orderId"] not in known:
-                raise VenueDown("the venue's trades name an order that its order list lacks", "lag")
-        return None
-
-    async def open_orders(self, instrument: Instrument | None = None) -> list[OrderReport]:
-        """All open orders of the venue account, ours or not; of one market when given."""
-        params = {} if instrument is None else {"symbol": instrument.venue_symbol}
-        answer = await self._get(
-            "/api/v3/openOrders",
-            params,
-            weight=80 if instrument is None else 6,
-            priority=Priority.RESOLVE,
-            signed=True,
-        )
-        return _readable(lambda: [wire.order_report(order) for order in answer])
+    async def open_orders(self) -> list[OrderReport]:
+        """All open orders of the venue account, ours or not."""
+        return await self._lists.open_orders(None)
 
     async def order_fills(self, instrument: Instrument, venue_order_id: str) -> list[VenueFill]:
         """Every execution of one order."""
-        params = {"symbol": instrument.venue_symbol, "orderId": venue_order_id}
-        trades = await self._pages("/api/v3/myTrades", params, "id", "fromId", weight=5)
-        return _readable(
-            lambda: [
-                wire.own_trade(trade) for trade in trades if str(trade["orderId"]) == venue_order_id
-            ]
-        )
+        return await self._lists.order_fills(instrument, venue_order_id)
 
     async def balances(self) -> Mapping[str, tuple[Decimal, Decimal]]:
-        """asset → (free, locked) of the venue account."""
-        answer = await self._get(
-            "/api/v3/account", {}, weight=20, priority=Priority.QUERY, signed=True
-        )
-        return _readable(lambda: wire.balances(answer))
+        """Asset → (free, locked) of the venue account."""
+        return await self._lists.balances()
 
     async def deposit(self, deposit_id: str, asset: str, amount: Decimal) -> None:
         """Give the paper account funds; the same id again changes nothing."""
@@ -298,53 +257,17 @@ class BinanceVenue:
     async def depth_snapshot(self, instrument: Instrument) -> DepthSnapshot:
         """The best thousand levels of each side."""
         symbol = instrument.venue_symbol
-        answer = await self._get(
+        answer = await self._rest.get(
             "/api/v3/depth",
             {"symbol": symbol, "limit": _DEPTH_LIMIT},
             weight=_DEPTH_WEIGHT,
             priority=Priority.QUERY,
         )
-        return _readable(lambda: market_wire.depth_snapshot(symbol, answer))
+        return readable(lambda: market_wire.depth_snapshot(symbol, answer))
 
     async def _ask_time(self) -> int:
-        answer = await self._get("/api/v3/time", {}, weight=1, priority=Priority.RESOLVE)
+        answer = await self._rest.get("/api/v3/time", {}, weight=1, priority=Priority.RESOLVE)
         return int(_field(answer, "serverTime"))
-
-    async def _get(
-        self,
-        path: str,
-        params: Mapping[str, str | int],
-        *,
-        weight: int,
-        priority: Priority,
-        signed: bool = False,
-    ) -> Any:
-        return await self._rest.get(path, params, weight=weight, priority=priority, signed=signed)
-
-    async def _pages(
-        self,
-        path: str,
-        params: Mapping[str, str | int],
-        key: str,
-        cursor: str,
-        weight: int = 20,
-    ) -> list[dict[str, Any]]:
-        """A whole list, page by page; the venue orders it by `key`."""
-        found: list[dict[str, Any]] = []
-        asked = {**params, "limit": _PAGE}
-        for _ in range(_PAGES_MAX):
-            page = await self._get(
-                path, asked, weight=weight, priority=Priority.RESOLVE, signed=True
-            )
-            if not isinstance(page, list):
-                raise VenueDown(f"unreadable answer to {path}", "unreadable")
-            found += page
-            if len(page) < _PAGE:
-                return found
-            # A cursor and a start time exclude each other; the cursor is later than the start.
-            asked.pop("startTime", None)
-            asked[cursor] = int(page[-1][key]) + 1
-        raise VenueDown(f"{path} is longer than {_PAGES_MAX} pages", "too_long")
 
     async def _call(
         self,
@@ -464,11 +387,3 @@ def _field(answer: Any, name: str) -> Any:
     if not isinstance(answer, dict) or name not in answer:
         raise VenueDown(f"unreadable answer: no {name}", "unreadable")
     return answer[name]
-
-
-def _readable[T](read: Callable[[], T]) -> T:
-    """Read an answer to a question; what cannot be read proves nothing."""
-    try:
-        return read()
-    except (TBotError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise VenueDown(f"unreadable answer: {error!r}", "unreadable") from error

@@ -31,7 +31,6 @@ _log = structlog.get_logger(__name__)
 _AGE_S_MAX: Final = 23 * 3600.0
 _DRAIN_S: Final = 12.0
 _ANSWER_S: Final = 10.0
-_EVENTS_MAX: Final = 20_000
 
 
 class ApiSession:
@@ -39,6 +38,8 @@ class ApiSession:
 
     Args:
         clock_ms: The venue's time as best known.
+        in_flight_max: Requests that may be unanswered at once.
+        events_max: Events that may wait for `events`.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ApiSession:
         clock_ms: Callable[[], int],
         window_ms: int,
         in_flight_max: int,
+        events_max: int,
     ) -> None:
         self._url = url
         self._signer = signer
@@ -61,7 +63,7 @@ class ApiSession:
         self._replace = asyncio.Event()
         self._terminated = asyncio.Event()
         # Overflow policy: everything waiting is dropped for one StreamGap, whose sweep finds it.
-        self._events: asyncio.Queue[UserEvent] = asyncio.Queue(_EVENTS_MAX)
+        self._events: asyncio.Queue[UserEvent] = asyncio.Queue(events_max)
         self._tasks = Tasks("binance-session")
         self._open: set[ApiConnection] = set()
         self.dropped = 0

@@ -44,6 +44,7 @@ async def market_events(
     Args:
         stream_url: As `ws://127.0.0.1:8100/stream`.
         instruments: At most `INSTRUMENTS_MAX` for one connection.
+        governor: Keeps the budget of new connections.
     """
     if len(instruments) > INSTRUMENTS_MAX:
         raise ValueError(f"one connection carries at most {INSTRUMENTS_MAX} instruments")

@@ -275,7 +275,7 @@ def account_position(event: Json) -> BalanceReport:
 
 
 def balances(account: Json) -> dict[str, tuple[Decimal, Decimal]]:
-    """asset → (free, locked) of an account answer; assets that are zero are left out."""
+    """Asset → (free, locked) of an account answer; assets that are zero are left out."""
     found = {
         item["asset"]: (parse(item["free"]), parse(item["locked"])) for item in account["balances"]
     }

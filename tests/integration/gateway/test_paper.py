@@ -1,0 +1,302 @@
+"""The whole way to the paper exchange and back, while processes die and connections break.
+
+Whatever happens: every acknowledged order is known here once, it executed at the exchange at most
+once, and in the end both sides tell the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from tbot.core.ids import order_id_of, venue_client_id
+from tbot.core.settings import GatewaySettings, MarketSettings
+from tbot.market.feed import MarketFeed
+from tbot.orders import store
+from tbot.orders.model import Order, State
+from tbot.orders.rules import Reference
+from tbot.venues.base import Side
+from tbot.venues.binance.client import BinanceVenue, Endpoints
+from tbot.venues.binance.wire import HmacSigner
+
+SETTINGS = GatewaySettings(
+    receive_window_ms=500,
+    absence_margin_s=1.0,
+    lease_ttl_s=1.0,
+    unknown_interval_s=0.2,
+    answer_timeout_s=10.5,
+    open_orders_interval_s=5,
+)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+class Exchange:
+    """The paper exchange as a process that can be killed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        arguments = ["--port", str(self.port), "--data-dir", str(self.directory), "--faults"]
+        self.process = subprocess.Popen(  # noqa: ASYNC220 - killed with SIGKILL, not awaited
+            [sys.executable, "-m", "tbot.exchange", *arguments],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self.process.stdout is not None
+        line = await asyncio.to_thread(self.process.stdout.readline)
+        assert line.startswith(b"READY"), line
+        self.port = int(line.rsplit(b":", 1)[1])
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self.process = None
+
+    def credentials(self) -> dict[str, str]:
+        content: dict[str, str] = json.loads((self.directory / "exchange.json").read_text())
+        return content
+
+    def venue(self, settings: GatewaySettings = SETTINGS) -> BinanceVenue:
+        keys = self.credentials()
+        signer = HmacSigner(keys["api_key"], keys["api_secret"])
+        endpoints = Endpoints.at(f"http://127.0.0.1:{self.port}")
+        return BinanceVenue("paper", endpoints, signer, settings, paper=True)
+
+
+@pytest.fixture
+async def exchange(tmp_path: Path) -> AsyncIterator[Exchange]:
+    made = Exchange(tmp_path / "exchange")
+    await made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+async def venue(exchange: Exchange) -> AsyncIterator[BinanceVenue]:
+    made = exchange.venue()
+    yield made
+    await made.stop()
+
+
+async def funded(desk: Any, venue: BinanceVenue, **amounts: str) -> UUID:
+    """An account whose deposits the exchange has as well."""
+    account_id: UUID = await desk.open(**amounts)
+    for asset, amount in amounts.items():
+        await venue.deposit(f"{account_id}:{asset}", asset, Decimal(amount))
+    return account_id
+
+
+async def market(venue: BinanceVenue) -> tuple[MarketFeed, Any]:
+    instrument = next(i for i in await venue.instruments() if i.symbol == "BTC-USDT")
+    feed = MarketFeed(venue, MarketSettings())
+    feed.start([instrument])
+    async with asyncio.timeout(10):
+        while not feed.synced or feed.best("BTC-USDT") is None:
+            await asyncio.sleep(0.01)
+    return feed, instrument
+
+
+def command(desk: Any, account: UUID, feed: MarketFeed, instrument: Any, rng: Any) -> Any:
+    """A market order, or a limit order that rests below the market."""
+    now = feed.reference("BTC-USDT")
+    assert now is not None
+    assert now.bid is not None
+    reference = Reference("BTC-USDT", now.bid, now.ask, now.last, now.at_boot_s)
+    limit = rng.random() < 0.4
+    price = (now.bid * rng.choice((97, 98, 99)) / 100 // instrument.tick) * instrument.tick
+    side = Side.BUY if limit or rng.random() < 0.6 else Side.SELL
+    order = desk.order(
+        account,
+        quantity=str(instrument.step * rng.randrange(20, 60)),
+        price=str(price) if limit else None,
+        side=side,
+    )
+    return replace(order, reference=reference, instrument=instrument, send_within_s=1.0)
+
+
+async def settled(pool: asyncpg.Pool[Any], timeout_s: float = 40.0) -> list[Order]:
+    """Every order, once none is in doubt or under way any more."""
+    async with asyncio.timeout(timeout_s):
+        while await pool.fetchval(
+            "SELECT count(*) FROM orders WHERE state IN ('pending_new', 'unknown')"
+            " OR state = 'pending_cancel'"
+        ):
+            await asyncio.sleep(0.05)
+    async with pool.acquire() as connection:
+        rows = await connection.fetch("SELECT id FROM orders")
+        return [await store.get_order(connection, row["id"]) for row in rows]
+
+
+async def agree(orders: list[Order], venue: BinanceVenue, pool: asyncpg.Pool[Any]) -> Counter[str]:
+    """Fail unless the exchange and we tell the same of every order, and of the money."""
+    instrument = next(i for i in await venue.instruments() if i.symbol == "BTC-USDT")
+    listed = await venue._lists.all_orders(instrument)
+    at_venue = Counter(_placed(order["clientOrderId"]) for order in listed)
+    assert set(at_venue.values()) <= {1}, "an order was executed twice"
+    ours = {order.venue_client_id: order for order in orders}
+    unknown_here = set(at_venue) - set(ours)
+    assert not unknown_here, f"the exchange has orders that we do not know: {unknown_here}"
+    for client_id, order in ours.items():
+        report = await venue.query(client_id, instrument)
+        if report is None:
+            assert order.state is State.REJECTED, order
+            assert order.venue_order_id is None
+        else:
+            assert report.status.value == order.state.value, (order, report)
+            assert report.executed_quantity == order.filled_quantity
+            assert report.executed_quote == order.filled_quote
+    rows = await pool.fetch("SELECT asset, sum(available + held) AS sum FROM balances GROUP BY 1")
+    balances = await venue.balances()
+    for row in rows:
+        free, locked = balances.get(row["asset"], (Decimal(0), Decimal(0)))
+        assert row["sum"] == free + locked, row["asset"]
+    return Counter(order.state.value for order in orders)
+
+
+def _placed(client_id: str) -> str:
+    return "tb" + client_id[2:] if client_id.startswith("tc") else client_id
+
+
+async def test_random_faults_of_the_exchange(
+    desk: Any, pool: asyncpg.Pool[Any], venue: BinanceVenue, new_gateway: Any
+) -> None:
+    gateway = await new_gateway(desk, venue, SETTINGS)
+    account = await funded(desk, venue, USDT="1000000", BTC="10")
+    feed, instrument = await market(venue)
+    rng = random.Random(11)
+    placed: list[Order] = []
+    for number in range(150):
+        if number % 6 == 0:
+            kind = rng.choice(
+                [
+                    "drop_before", "drop_after", "timeout_before", "timeout_after", "not_found",
+                    "not_found", "drop_user_streams",
+                ]
+            )  # fmt: skip
+            params = {"kind": kind, "count": 1}
+            await venue._rest.post("/paper/v1/faults", params, weight=1, priority=0)  # type: ignore[arg-type]
+        outcome = await desk.committer.commit(command(desk, account, feed, instrument, rng))
+        placed.append(outcome.result.order)
+        if rng.random() < 0.3:
+            await desk.cancel(rng.choice(placed))
+        await asyncio.sleep(rng.random() * 0.01)
+    orders = await settled(pool)
+    await asyncio.sleep(0.5)
+    states = await agree(orders, venue, pool)
+    assert states["filled"] > 50
+    assert gateway.open_orders == states["new"]
+    assert len(orders) == 150
+    await feed.stop()
+    await desk.verified()
+
+
+async def test_kill_the_exchange_while_orders_flow(
+    desk: Any, pool: asyncpg.Pool[Any], exchange: Exchange, venue: BinanceVenue, new_gateway: Any
+) -> None:
+    await new_gateway(desk, venue, SETTINGS)
+    account = await funded(desk, venue, USDT="1000000", BTC="10")
+    feed, instrument = await market(venue)
+    rng = random.Random(12)
+    acknowledged = 0
+    for _ in range(3):
+        async with asyncio.TaskGroup() as group:
+            stop = asyncio.Event()
+
+            async def trade(until: asyncio.Event = stop) -> None:
+                nonlocal acknowledged
+                while not until.is_set():
+                    await desk.committer.commit(command(desk, account, feed, instrument, rng))
+                    acknowledged += 1
+                    await asyncio.sleep(rng.random() * 0.01)
+
+            for _ in range(3):
+                group.create_task(trade())
+            await asyncio.sleep(0.3 + rng.random() * 0.3)
+            exchange.kill()
+            await asyncio.sleep(0.2)
+            stop.set()
+        await exchange.start()
+        async with asyncio.timeout(20):
+            await venue.wait_ready()
+            while not feed.synced:
+                await asyncio.sleep(0.02)
+    orders = await settled(pool)
+    states = await agree(orders, venue, pool)
+    assert len(orders) == acknowledged
+    assert states["filled"] > 20
+    await feed.stop()
+    await desk.verified()
+
+
+def _ids(lines: list[bytes]) -> Iterator[UUID]:
+    for line in lines:
+        if len(line.strip()) == 36:
+            yield UUID(line.strip().decode())
+
+
+async def test_kill_the_gateway_while_orders_flow(
+    desk: Any,
+    pool: asyncpg.Pool[Any],
+    exchange: Exchange,
+    venue: BinanceVenue,
+    new_gateway: Any,
+    database_url: str,
+) -> None:
+    await venue.start()
+    account = await funded(desk, venue, USDT="1000000", BTC="10")
+    keys = exchange.credentials()
+    rng = random.Random(13)
+    acknowledged: list[UUID] = []
+    for run in range(4):
+        process = subprocess.Popen(  # noqa: ASYNC220
+            [
+                sys.executable,
+                str(Path(__file__).with_name("trading_process.py")),
+                database_url,
+                f"http://127.0.0.1:{exchange.port}",
+                keys["api_key"],
+                keys["api_secret"],
+                str(account),
+                str(run),
+            ],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert (await asyncio.to_thread(process.stdout.readline)).strip() == b"ready"
+        await asyncio.sleep(0.3 + rng.random() * 0.5)
+        process.kill()
+        acknowledged += _ids(await asyncio.to_thread(process.stdout.readlines))
+        process.wait()
+        process.stdout.close()
+    assert len(acknowledged) > 20
+    await new_gateway(desk, venue, SETTINGS)
+    orders = await settled(pool)
+    await asyncio.sleep(0.5)
+    states = await agree(orders, venue, pool)
+    assert set(acknowledged) <= {order.id for order in orders}
+    assert all(order_id_of(venue_client_id(each)) == each for each in acknowledged)
+    assert states["filled"] > 10
+    await desk.verified()
