@@ -23,6 +23,8 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tbot.core.ids import order_id_of, venue_client_id
 from tbot.core.settings import GatewaySettings, MarketSettings
@@ -32,7 +34,7 @@ from tbot.orders.model import Order, State
 from tbot.orders.rules import Reference
 from tbot.venues.base import Side
 from tbot.venues.binance.client import BinanceVenue, Endpoints
-from tbot.venues.binance.wire import HmacSigner
+from tbot.venues.binance.wire import Ed25519Signer, HmacSigner
 
 SETTINGS = GatewaySettings(
     receive_window_ms=500,
@@ -300,3 +302,72 @@ async def test_kill_the_gateway_while_orders_flow(
     assert all(order_id_of(venue_client_id(each)) == each for each in acknowledged)
     assert states["filled"] > 10
     await desk.verified()
+
+
+async def test_a_stopped_gateway_does_nothing_when_it_wakes(
+    desk: Any,
+    pool: asyncpg.Pool[Any],
+    exchange: Exchange,
+    venue: BinanceVenue,
+    new_gateway: Any,
+    database_url: str,
+) -> None:
+    """SIGSTOP in the middle of trading, a takeover, SIGCONT: nobody executes anything twice."""
+    await venue.start()
+    account = await funded(desk, venue, USDT="1000000", BTC="10")
+    keys = exchange.credentials()
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [
+            sys.executable,
+            str(Path(__file__).with_name("trading_process.py")),
+            database_url,
+            f"http://127.0.0.1:{exchange.port}",
+            keys["api_key"],
+            keys["api_secret"],
+            str(account),
+            "5",
+        ],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert (await asyncio.to_thread(process.stdout.readline)).strip() == b"ready"
+    await asyncio.sleep(0.4)
+    process.send_signal(signal.SIGSTOP)
+    gateway = await new_gateway(desk, venue, SETTINGS)  # waits for the lease to end
+    process.send_signal(signal.SIGCONT)
+    # The old process goes on accepting orders; only the new holder sends them.
+    await asyncio.sleep(1.0)
+    assert gateway.ready.is_set()
+    process.kill()
+    acknowledged = list(_ids(await asyncio.to_thread(process.stdout.readlines)))
+    process.wait()
+    process.stdout.close()
+    orders = await settled(pool)
+    await asyncio.sleep(0.5)
+    await agree(orders, venue, pool)
+    assert set(acknowledged) <= {order.id for order in orders}
+    await desk.verified()
+
+
+async def test_the_exchange_accepts_both_kinds_of_keys(exchange: Exchange) -> None:
+    keys = exchange.credentials()
+    private = serialization.load_pem_private_key(keys["ed25519_private_key"].encode(), None)
+    assert isinstance(private, Ed25519PrivateKey)
+    venue = BinanceVenue(
+        "paper",
+        Endpoints.at(f"http://127.0.0.1:{exchange.port}"),
+        Ed25519Signer(keys["ed25519_api_key"], private),
+        SETTINGS,
+        paper=True,
+    )
+    await venue.start()
+    try:
+        await venue.deposit("first:USDT", "USDT", Decimal(5))
+        await venue.deposit("first:USDT", "USDT", Decimal(5))
+        assert await venue.balances() == {"USDT": (Decimal(5), Decimal(0))}
+        instrument = next(i for i in await venue.instruments() if i.symbol == "BTC-USDT")
+        assert await venue.query("tbNever", instrument) is None
+    finally:
+        await venue.stop()
