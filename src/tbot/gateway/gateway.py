@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -112,6 +113,10 @@ class Gateway:
         await self._lease.release()
         _leading_gauge.labels(self._parts.venue.name).set(0)
 
+    def estimate_wait_s(self) -> float:
+        """How long an order accepted now would wait here; infinite while nothing is sent."""
+        return self._parts.venue.estimate_wait_s() if self.ready.is_set() else math.inf
+
     def instrument(self, symbol: str) -> Instrument | None:
         """An instrument by our symbol."""
         return self._instruments.get(symbol)
@@ -193,6 +198,7 @@ class _Epoch:
         self._stopping = False
         self._loaded = False
         self._early: list[Committed] = []
+        self._began = new_id()
         self._sweep_due = asyncio.Event()
         self._gap = "start"
         self.orders = OpenOrders()
@@ -277,8 +283,7 @@ class _Epoch:
             if "accepted" in data:
                 if data["accepted"]["venue"] == self._parts.venue.name:
                     order = Order.from_data(data["accepted"], seq=entry.seq, at=entry.at)
-                    # Loaded from the tables already, then it is of before the epoch's beginning.
-                    self._take(order, mine=entry.kind == "order.accepted")
+                    self._accepted(order)
                 continue
             tracked = self.orders.get(UUID(data["order"]))
             if tracked is not None and entry.seq > tracked.order.seq:
@@ -294,6 +299,18 @@ class _Epoch:
         self.orders.update(order)
         if tracked is not None:
             self._react(tracked)
+
+    def _accepted(self, order: Order) -> None:
+        """Take in an order that this process has accepted.
+
+        What the load did not find was accepted after it, under our lease. What it did find may be
+        older than the lease, and then another holder may have sent it; unless its id was made
+        here after we had the lease (ids of one process never go back).
+        """
+        tracked = self.orders.get(order.id)
+        if tracked is not None and order.id > self._began:
+            tracked.mine = True
+        self._take(order, mine=True)
 
     def _take(self, order: Order, *, mine: bool) -> None:
         tracked = self.orders.add(order, mine=mine)

@@ -125,6 +125,22 @@ async def test_a_restart_never_sends_what_it_finds(
     await desk.verified()
 
 
+async def test_what_is_accepted_while_the_gateway_starts_is_sent(
+    desk: Any, scripted: Any, new_gateway: Any, trader: Any
+) -> None:
+    """Under the lease, but before the open orders were asked for: ours, so it goes out in time."""
+    account = await desk.open(USDT="1000")
+    scripted.down = True  # the first comparison fails, so new orders are held back
+    gateway = await new_gateway(desk, scripted, ready=False)
+    await until(lambda: gateway._epoch is not None)
+    assert gateway.estimate_wait_s() > 1e9
+    orders = [await trader.place(account) for _ in range(3)]
+    scripted.down = False
+    for order in orders:
+        await trader.until(order, lambda o: o.state is State.NEW)
+    assert scripted.placed == [order.venue_client_id for order in orders]
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

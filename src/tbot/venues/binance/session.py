@@ -65,6 +65,7 @@ class ApiSession:
         # Overflow policy: everything waiting is dropped for one StreamGap, whose sweep finds it.
         self._events: asyncio.Queue[UserEvent] = asyncio.Queue(events_max)
         self._tasks = Tasks("binance-session")
+        self._listened = False
         self._open: set[ApiConnection] = set()
         self.dropped = 0
 
@@ -102,9 +103,16 @@ class ApiSession:
         return self._current
 
     async def events(self) -> AsyncIterator[UserEvent]:
-        """Private events for ever; for one reader."""
-        while True:
-            yield await self._events.get()
+        """Private events for ever, beginning with a `StreamGap`; for one reader at a time."""
+        self._listened = True
+        try:
+            yield StreamGap("listening")
+            while True:
+                yield await self._events.get()
+        finally:
+            self._listened = False
+            while not self._events.empty():
+                self._events.get_nowait()
 
     async def _keep(self) -> None:
         backoff = FullJitter()
@@ -223,6 +231,8 @@ class ApiSession:
             _log.warning("venue_error_without_id", error=message["error"])
 
     def _put(self, event: UserEvent) -> None:
+        if not self._listened:
+            return  # whoever comes begins with a gap
         try:
             self._events.put_nowait(event)
         except asyncio.QueueFull:
