@@ -31,8 +31,9 @@ from tbot import __version__
 from tbot.core.clock import utc_now
 from tbot.core.errors import ConfigurationError, DataDirectoryError
 from tbot.core.settings import Settings
+from tbot.db.access import running_database
 from tbot.db.cluster import RoleName, environment, sync_directory
-from tbot.db.embedded import EmbeddedPostgres, running_database
+from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.migrate import migrations
 from tbot.db.placement import binaries_for, runner_for
 
@@ -96,8 +97,8 @@ def refuse_half_restored(data_dir: Path) -> None:
     """
     if (data_dir / RESTORING).exists():
         raise DataDirectoryError(
-            f"a restore into {data_dir} was interrupted and it is incomplete: remove that directory "
-            "and run `tbot restore` again"
+            f"a restore into {data_dir} was interrupted and is incomplete: remove that "
+            "directory and run `tbot restore` again"
         )
 
 

@@ -1,16 +1,13 @@
 """The composition root: settings become a running T-Bot, and stop again in reverse order.
 
-`running` builds the parts of one process around a database that somebody else runs and migrated;
-`serve_http` serves them. `tbot.up` starts the database and the paper exchange around both.
+`running` builds the parts of one process around a database that somebody else runs and migrated.
+`tbot.serving` serves them, and `tbot.up` starts the database and the paper exchange around both.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +15,15 @@ from typing import Any, Final
 
 import asyncpg
 import structlog
-import uvicorn
 from fastapi import FastAPI
 
 from tbot.auth import flow as auth_flow
 from tbot.auth.flow import Auth
 from tbot.core.bus import Bus
-from tbot.core.errors import ConfigurationError, TBotError, VenueError
+from tbot.core.errors import ConfigurationError, VenueError
 from tbot.core.settings import RiskSettings, Settings
 from tbot.core.tasks import Tasks
-from tbot.db.embedded import require_durable, running_database
+from tbot.db.access import require_durable, running_database
 from tbot.db.migrate import require_current
 from tbot.db.notify import NotifyBridge
 from tbot.db.pool import connect_committer, connect_listener, create_pool
@@ -42,14 +38,16 @@ from tbot.market.channels import Market
 from tbot.market.feed import MarketFeed
 from tbot.market.hub import Hub
 from tbot.orders import store as orders_store
-from tbot.orders.flow import Instruments, OrderDesk
+from tbot.orders.flow import Instruments
+from tbot.orders.flow import Market as ReferencePrices
+from tbot.orders.flow import OrderDesk
+from tbot.orders.rules import Reference
 from tbot.orders.store import OrdersProjection
 from tbot.venues.base import Instrument
 from tbot.venues.binance.client import BinanceVenue, Endpoints
 from tbot.venues.binance.wire import HmacSigner
 from tbot.web.app import build_app
 from tbot.web.deps import Check, Deps
-from tbot.web.server import server_options
 from tbot.web.stream import Streams
 
 PAPER: Final = "paper"
@@ -132,9 +130,7 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
     async with AsyncExitStack() as stack:
         pool = await create_pool(dsn, settings.database)
         stack.push_async_callback(_close_pool, pool)
-        async with pool.acquire() as connection:
-            await require_durable(connection)
-            await require_current(connection)
+        await _check_database(dsn)
         bus = Bus()
         notify = NotifyBridge(lambda: connect_listener(dsn), bus)
         await notify.start()
@@ -168,13 +164,14 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
         streams = _streams(stack, settings, feed, pool, bus, auth, committer)
         venues: dict[str, Any] = {} if venue is None else {PAPER: venue}
         accounts = AccountDesk(pool, committer, venues, starting_limits(settings.risk))
+        prices: dict[str, ReferencePrices] = {} if feed is None else {PAPER: _Prices(feed)}
         orders = OrderDesk(
             pool,
             committer,
             bus,
             accounts,
             instruments,
-            {} if feed is None else {PAPER: feed},
+            prices,
             settings.gateway,
             settings.risk,
             (lambda _venue: 0.0) if venue is None else (lambda _venue: venue.estimate_wait_s()),
@@ -185,6 +182,15 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
         yield Parts(
             settings, pool, bus, auth, committer, orders, feed, gateway, streams, app, checks
         )
+
+
+async def _check_database(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn, timeout=_STOP_TIMEOUT_S)
+    try:
+        await require_durable(connection)
+        await require_current(connection)
+    finally:
+        await connection.close()
 
 
 async def _close_pool(pool: asyncpg.Pool[asyncpg.Record]) -> None:
@@ -206,7 +212,7 @@ async def _connect(
     feed: MarketFeed,
     instruments: Instruments,
 ) -> Gateway | None:
-    """Reach the venue in the background: instruments, then market data; orders if it is our role."""
+    """Reach the venue in the background: instruments, then market data; orders in its role."""
     following = False
 
     def learned(found: Sequence[Instrument]) -> None:
@@ -219,9 +225,14 @@ async def _connect(
     if "gateway" in settings.roles:
         gateway = Gateway(
             GatewayParts(
-                venue, committer, pool, bus, settings.gateway,
-                lambda: connect_listener(dsn), learned,
-            )  # fmt: skip
+                venue=venue,
+                committer=committer,
+                pool=pool,
+                bus=bus,
+                settings=settings.gateway,
+                connect=lambda: connect_listener(dsn),
+                on_instruments=learned,
+            )
         )
         gateway.start()
         stack.push_async_callback(gateway.stop)
@@ -232,7 +243,11 @@ async def _connect(
     return None
 
 
-async def _learn(venue: BinanceVenue, pool: asyncpg.Pool[asyncpg.Record], learned: Any) -> None:
+async def _learn(
+    venue: BinanceVenue,
+    pool: asyncpg.Pool[asyncpg.Record],
+    learned: Callable[[Sequence[Instrument]], None],
+) -> None:
     await venue.start()
     while True:
         try:
@@ -265,6 +280,19 @@ def _streams(
     streams.start()
     stack.push_async_callback(streams.stop)
     return streams
+
+
+class _Prices:
+    """The feed's prices in the words of the order rules."""
+
+    def __init__(self, feed: MarketFeed) -> None:
+        self._feed = feed
+
+    def reference(self, symbol: str) -> Reference | None:
+        found = self._feed.reference(symbol)
+        if found is None:
+            return None
+        return Reference(found.symbol, found.bid, found.ask, found.last, found.at_boot_s)
 
 
 class _NoMarket:
@@ -321,77 +349,6 @@ def _checks(
     if feed is not None:
         checks |= {"market": market, "gateway": orders}
     return checks
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: who called decides when it ends."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def bind(settings: Settings) -> socket.socket:
-    """Take the API's address.
-
-    Raises:
-        ConfigurationError: It is in use, or not ours; the message says what to do.
-    """
-    http = settings.http
-    try:
-        family = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{http.host!r} is no address to listen on ({error}): set TBOT_HTTP__HOST"
-        ) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((http.host, http.port))
-        # Whoever else tries now fails at once; who connects already is served as soon as we can.
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        why = (
-            "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        )
-        raise ConfigurationError(
-            f"the address {http.host}:{http.port} {why}: stop what uses it, or choose another port "
-            "with TBOT_HTTP__PORT"
-        ) from None
-    listener.setblocking(False)
-    return listener
-
-
-def address_of(listener: socket.socket) -> str:
-    """The URL that a person or program on this machine reaches the API at."""
-    host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def serve_http(parts: Parts, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set, then send streams away, let requests end, and return.
-
-    Raises:
-        TBotError: The server ended by itself.
-    """
-    server = _Server(uvicorn.Config(**server_options(parts.app, parts.settings)))
-    serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            await serving
-            raise TBotError("the HTTP server ended by itself")
-        await parts.streams.drain()
-    finally:
-        stopping.cancel()
-        server.should_exit = True
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({serving}, timeout=parts.settings.http.shutdown_timeout_s + 2.0)
-        serving.cancel()
 
 
 def paper_access(settings: Settings, exchange_dir: Path) -> PaperAccess | None:

@@ -19,8 +19,8 @@ from tbot.boot import database_url
 from tbot.core.clock import utc_now
 from tbot.core.errors import ConfigurationError
 from tbot.core.settings import Settings
+from tbot.db.access import require_durable
 from tbot.db.cluster import FileLock, check_cluster
-from tbot.db.embedded import require_durable
 from tbot.db.migrate import require_current
 from tbot.db.placement import binaries_for, runner_for
 

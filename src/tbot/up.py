@@ -28,7 +28,7 @@ import structlog
 from tbot.auth import users
 from tbot.auth.passwords import generated
 from tbot.backup import refuse_half_restored
-from tbot.boot import PAPER, Parts, address_of, bind, paper_access, running, serve_http
+from tbot.boot import PAPER, Parts, paper_access, running
 from tbot.child import ExchangeChild
 from tbot.core.errors import TBotError
 from tbot.core.ids import new_id
@@ -40,6 +40,7 @@ from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.migrate import migrate
 from tbot.journal.commands import SYSTEM
 from tbot.ledger.flow import open_account
+from tbot.serving import address_of, bind, serve_http
 
 ADMIN_NAME: Final = "admin"
 ADMIN_FILE: Final = "admin.json"

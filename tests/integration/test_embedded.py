@@ -18,8 +18,9 @@ import pytest
 
 from tbot.core.errors import ConfigurationError, DataDirectoryError
 from tbot.db import cluster
+from tbot.db.access import require_durable, running_database
 from tbot.db.cluster import FileLock
-from tbot.db.embedded import EmbeddedPostgres, require_durable, running_database
+from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.placement import FALLBACK
 
 
@@ -349,7 +350,7 @@ async def test_lost_application_passwords_are_replaced(data_dir: Path, servers) 
 
 async def test_a_lost_superuser_password_is_one_clear_line(data_dir: Path, servers) -> None:
     (data_dir / "credentials" / "postgres-superuser").unlink()
-    with pytest.raises(DataDirectoryError, match="put .* back from a backup"):
+    with pytest.raises(DataDirectoryError, match=r"put .* back from a backup"):
         await embedded(data_dir, servers).start()
     (data_dir / "credentials" / "postgres-superuser").write_text("wrong\n")
     with pytest.raises(DataDirectoryError, match="refuses the password"):
@@ -383,7 +384,7 @@ async def test_root_below_a_closed_directory_uses_the_documented_place(home: Pat
     place = (data_dir / "postgres").resolve()
     assert place.is_relative_to(FALLBACK)
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
-    assert server.pid is not None and os.stat(f"/proc/{server.pid}").st_uid != 0
+    assert server.pid is not None and Path(f"/proc/{server.pid}").stat().st_uid != 0
     await server.stop()
     await server.start()
     await server.stop()

@@ -151,7 +151,9 @@ def token(
     ] = None,
     scope: Annotated[str, typer.Option(help="Scopes, separated by blanks; default: all.")] = "",
 ) -> None:
-    """Log in and print an access token, as for `curl -H "Authorization: Bearer $(tbot user token)"`.
+    """Log in and print an access token.
+
+    As in: curl -H "Authorization: Bearer $(tbot user token)"
 
     The administrator's password is read from admin.json in the data directory, anybody else's from
     the terminal or stdin.

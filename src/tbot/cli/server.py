@@ -90,16 +90,16 @@ def serve(
 
 
 async def _serve(settings: Settings) -> None:
-    from tbot import boot
+    from tbot import boot, serving
     from tbot.up import Stopping
 
-    with Stopping() as stopping, contextlib.closing(boot.bind(settings)) as listener:
+    with Stopping() as stopping, contextlib.closing(serving.bind(settings)) as listener:
         dsn = boot.database_url(settings)
         access = boot.paper_access(settings, settings.data_dir / "exchange")
         async with boot.running(settings, dsn, access) as parts:
             stopping.serving = True
-            out.print(f"T-Bot serves {boot.address_of(listener)}")
-            await boot.serve_http(parts, listener, stopping.event)
+            out.print(f"T-Bot serves {serving.address_of(listener)}")
+            await serving.serve_http(parts, listener, stopping.event)
 
 
 def migrate() -> None:
@@ -113,7 +113,7 @@ def migrate() -> None:
 
 
 async def _migrate(settings: Settings) -> list[str]:
-    from tbot.db.embedded import running_database
+    from tbot.db.access import running_database
     from tbot.db.migrate import migrate as apply
 
     url = settings.database.url

@@ -189,9 +189,9 @@ def check_cluster(data_dir: Path) -> bool:
     except FileNotFoundError:
         if marker is not None:
             raise DataDirectoryError(
-                f"{data_dir / 'postgres.json'} says that a database belongs in {cluster}, but it is "
-                "not there: put it back, restore a backup with `tbot restore` into an empty data "
-                "directory, or remove the marker to give up that ledger for good"
+                f"{data_dir / 'postgres.json'} says that a database belongs in {cluster}, but it "
+                "is not there: put it back, restore a backup with `tbot restore` into an empty "
+                "data directory, or remove the marker to give up that ledger for good"
             ) from None
         if cluster.is_symlink() or cluster.exists():
             raise DataDirectoryError(
@@ -201,7 +201,7 @@ def check_cluster(data_dir: Path) -> bool:
     if found != str(MAJOR):
         raise DataDirectoryError(
             f"{cluster} was written by Postgres {found}, and this T-Bot brings Postgres {MAJOR}: "
-            "use the T-Bot that wrote it for a backup, and restore that into an empty data directory"
+            "use the T-Bot that wrote it for a backup, and restore that into an empty directory"
         )
     return True
 

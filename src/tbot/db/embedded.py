@@ -14,7 +14,7 @@ Invariants:
 4. It is never used with fsync, full_page_writes or synchronous_commit off.
 5. `stop` leaves no server behind, whoever started it.
 
-Entry points: `EmbeddedPostgres`, `running_database`, `require_durable`.
+Entry point: `EmbeddedPostgres`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,16 @@ import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn, Self
-from urllib.parse import quote
 
 import asyncpg
 import structlog
 
 from tbot.core.errors import ConfigurationError, DataDirectoryError
 from tbot.db import cluster
-from tbot.db.cluster import USERS, FileLock, RoleName
+from tbot.db.access import DATABASE, database_dsn, prepare_roles, require_durable
+from tbot.db.cluster import FileLock, RoleName
 from tbot.db.placement import SOCKET_NAME, Runner, binaries_for, runner_for, socket_directory
 from tbot.db.process import Process, bound_log
-
-DATABASE: Final = "tbot"
-DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _POLL_INTERVAL_S: Final = 0.02
@@ -118,7 +115,7 @@ class EmbeddedPostgres:
         """A URL for asyncpg and for Postgres' own tools; it contains the role's password."""
         if self._socket_dir is None:
             raise RuntimeError("the server has not been started")
-        return _dsn(self.data_dir, self._socket_dir, role, database)
+        return database_dsn(self.data_dir, self._socket_dir, role, database)
 
     def claim(self) -> None:
         """Make the data directory ours; `start` does it too, `stop` gives it back.
@@ -183,7 +180,7 @@ class EmbeddedPostgres:
             self._forget()  # a survivor that was on its way out
         try:
             await self._check(connection)
-            await _prepare_roles(connection, self.data_dir)
+            await prepare_roles(connection, self.data_dir)
         finally:
             await connection.close()
 
@@ -343,7 +340,8 @@ class EmbeddedPostgres:
         directory = await connection.fetchval("select current_setting('data_directory')")
         if not Path(directory).samefile(self.data_dir / "postgres"):
             raise DataDirectoryError(
-                f"the Postgres on {self._socket_dir} serves {directory}, not {self.data_dir}: stop it"
+                f"the Postgres on {self._socket_dir} serves {directory}, not "
+                f"{self.data_dir}: stop it"
             )
         identifier = await connection.fetchval(
             "select system_identifier::text from pg_control_system()"
@@ -440,79 +438,3 @@ def _make_private(data_dir: Path) -> None:
             f"the data directory {data_dir} is not writable for this user: start T-Bot as its "
             "owner, or choose another with TBOT_DATA_DIR"
         )
-
-
-def _dsn(data_dir: Path, socket_dir: Path, role: RoleName, database: str) -> str:
-    password = cluster.password_of(data_dir, role)
-    return (
-        f"postgresql://{USERS[role]}:{quote(password, safe='')}@/{quote(database, safe='')}"
-        f"?host={quote(str(socket_dir), safe='/')}&sslmode=disable"
-    )
-
-
-def running_database(data_dir: Path, role: RoleName = "app") -> str:
-    """The URL of the database that another process of this data directory runs.
-
-    Raises:
-        DataDirectoryError: None runs there. The caller starts `tbot up` first.
-    """
-    data_dir = data_dir.absolute()
-    recorded = cluster.read_json(data_dir / "postgres.socket.json") or {}
-    directory = Path(str(recorded.get("directory", "/nonexistent")))
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            probe.connect(str(directory / SOCKET_NAME))
-    except OSError:
-        raise DataDirectoryError(
-            f"no T-Bot runs on the data directory {data_dir}: start it with `make run` or `tbot up`"
-        ) from None
-    return _dsn(data_dir, directory, role, DATABASE)
-
-
-async def require_durable(connection: asyncpg.Connection[Any]) -> None:
-    """Refuse a server that may lose what it has acknowledged.
-
-    Raises:
-        ConfigurationError: fsync, full_page_writes or synchronous_commit is off, for the server or
-            for a role or database of it; the message names it.
-    """
-    rows = await connection.fetch(
-        "select name, setting, coalesce(sourcefile, source) as place from pg_settings "
-        "where name = any($1) union all "
-        "select split_part(line, '=', 1), split_part(line, '=', 2), 'alter role or database' "
-        "from pg_db_role_setting, unnest(setconfig) as line where split_part(line, '=', 1) = any($1)",
-        list(DURABLE),
-    )
-    for row in rows:
-        if row["setting"] in ("off", "false", "no", "0"):
-            raise ConfigurationError(
-                f"the database runs with {row['name']} = {row['setting']} ({row['place']}) and could "
-                "lose acknowledged orders: turn it on"
-            )
-
-
-async def _prepare_roles(connection: asyncpg.Connection[Any], data_dir: Path) -> None:
-    """Make the owner and the application role and the database, where they are missing.
-
-    Their passwords follow the files: a lost file gets a new password.
-    """
-    for role in ("owner", "app"):
-        password = cluster.password_of(data_dir, role, create=True)
-        user = USERS[role]
-        stored = await connection.fetchrow(
-            "select rolpassword from pg_authid where rolname = $1", user
-        )
-        if stored is None:
-            await connection.execute(
-                f"create role {user} login nosuperuser nocreatedb nocreaterole "
-                f"password '{cluster.scram_verifier(password)}'"
-            )
-        elif not cluster.verifier_fits(stored["rolpassword"], password):
-            await connection.execute(
-                f"alter role {user} password '{cluster.scram_verifier(password)}'"
-            )
-    if not await connection.fetchval("select 1 from pg_database where datname = $1", DATABASE):
-        await connection.execute(f"create database {DATABASE} owner {USERS['owner']}")
-        await connection.execute(f"revoke all on database {DATABASE} from public")
-        await connection.execute(f"grant connect on database {DATABASE} to {USERS['app']}")

@@ -121,8 +121,8 @@ async def require_current(
     _compare(known, applied)
     if len(applied) < len(known):
         raise ConfigurationError(
-            f"the database's schema is at version {len(applied)} and this T-Bot needs {len(known)}: "
-            "run `tbot migrate`"
+            f"the database's schema is at version {len(applied)} and this T-Bot needs "
+            f"{len(known)}: run `tbot migrate`"
         )
 
 
@@ -148,8 +148,9 @@ def _compare(known: Sequence[Migration], applied: dict[int, str]) -> None:
             )
         if migration.checksum != checksum:
             raise ConfigurationError(
-                f"migration {version:04}_{migration.name}.sql was edited after it had been applied: "
-                "put it back as it was, and write the change as a new one (make migration name=…)"
+                f"migration {version:04}_{migration.name}.sql was edited after it had been "
+                "applied: put it back as it was, and write the change as a new one "
+                "(make migration name=…)"
             )
 
 

@@ -97,8 +97,8 @@ def runner_for(cluster: Path) -> Runner:
     if euid != 0:
         if owner is not None and owner.st_uid != euid:
             raise DataDirectoryError(
-                f"{cluster} belongs to another user (uid {owner.st_uid}): start T-Bot as that user, "
-                "or choose another directory with TBOT_DATA_DIR"
+                f"{cluster} belongs to another user (uid {owner.st_uid}): start T-Bot as that "
+                "user, or choose another directory with TBOT_DATA_DIR"
             )
         return Runner(None, None)
     if owner is not None and owner.st_uid != 0:
@@ -198,8 +198,8 @@ def _fallback() -> Path:
         FALLBACK.mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
-            f"the user of the embedded Postgres can reach neither the data directory nor {FALLBACK} "
-            f"({error.strerror}): choose a directory it can reach with TBOT_DATA_DIR"
+            f"the user of the embedded Postgres can reach neither the data directory nor "
+            f"{FALLBACK} ({error.strerror}): choose a directory it can reach with TBOT_DATA_DIR"
         ) from None
     return FALLBACK
 
@@ -260,7 +260,7 @@ def socket_directory(data_dir: Path, recorded: Path | None, runner: Runner) -> P
         runner.own(near)
         near.chmod(0o700)
         return near
-    for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
+    for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108
         if (
             not parent
             or not _fits(Path(parent) / "tbot-12345678")

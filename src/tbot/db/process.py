@@ -80,7 +80,7 @@ class Process:
             group=gid,
             extra_groups=[] if user is not None else None,
             umask=umask,
-            preexec_fn=_dies_with_us(death_signal),
+            preexec_fn=_dies_with_us(death_signal),  # noqa: PLW1509 -- tests only, one call
         )
         return cls(child.pid, child)
 
@@ -153,6 +153,11 @@ def _dies_with_us(number: signal.Signals | None) -> Callable[[], None] | None:
     return lambda: prctl(_PR_SET_PDEATHSIG, int(number))
 
 
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def bound_log(path: Path, size_bytes_max: int = 16 * 1024 * 1024) -> None:
     """Move the log of a running process aside when it has grown; it goes on appending to it.
 
@@ -171,8 +176,8 @@ async def _readable(descriptor: int) -> None:
     # waits on a duplicate.
     loop = asyncio.get_running_loop()
     mine = os.dup(descriptor)
-    ended = loop.create_future()
-    loop.add_reader(mine, lambda: ended.done() or ended.set_result(None))
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(mine, _done, ended)
     try:
         await ended
     finally:
