@@ -2,10 +2,10 @@
 
 Pure. Entry points: `MarketBook.apply_snapshot`, `apply_depth`, `apply_best`, `take`.
 
-A venue publishes best prices at once but depth only every 100 ms. Orders must not execute at prices
-that the best-price stream has already called gone, so the *live* ladders, which matching uses,
-follow both; the *reference* value of a level is what snapshot and depth diffs alone say, and is what
-an unmodified depth stream tells clients.
+A venue publishes best prices at once but depth only every 100 ms. Orders must not execute at
+prices that the best-price stream has already called gone, so the *live* ladders, which matching
+uses, follow both; the *reference* value of a level is what snapshot and depth diffs alone say, and
+is what an unmodified depth stream tells clients.
 
 Invariants:
 
@@ -148,7 +148,7 @@ class MarketBook:
         return True
 
     def apply_depth(self, diff: Depth) -> bool:
-        """Apply a diff by the venue's rule; False when it is older than the book or there is none."""
+        """Apply a diff by the venue's rule; False when it is too old, or there is no book."""
         if not self.last_id or diff.last_id <= self.last_id:
             return False
         if diff.first_id > self.last_id + 1:

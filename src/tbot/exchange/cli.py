@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from tbot.core import log
 from tbot.core.errors import ConfigurationError
 from tbot.core.settings import ExchangeSettings, Settings
+from tbot.exchange.replay import Replay
 from tbot.exchange.server import run
+from tbot.exchange.stats import Figures, measure, table
+from tbot.exchange.synthetic import Synthetic
 
 app = typer.Typer(help="The paper exchange.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -62,6 +67,40 @@ def serve(
 
 
 app.command("serve")(serve)
+
+
+@app.command("stats")
+def stats_command(
+    replay: Annotated[
+        list[Path] | None, typer.Option(help="A recording to measure; repeat for several.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the synthetic market.")] = 1,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="How long a stretch of the synthetic market to measure.")
+    ] = 600.0,
+    symbol: Annotated[
+        list[str] | None, typer.Option(help="Only this symbol; repeat for several.")
+    ] = None,
+) -> None:
+    """Measure the synthetic market, beside recordings when some are given."""
+    columns: dict[str, Figures] = {}
+    try:
+        if replay:
+            recording = Replay(replay)
+            measured = measure(recording.openings(), recording.events())
+            columns |= {f"{name} recorded": found for name, found in measured.items()}
+    except ConfigurationError as error:
+        print(f"tbot exchange stats: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    market = Synthetic(seed, 0)
+    stretch = takewhile(lambda timed: timed.at_ns < seconds * 1e9, market.events())
+    recorded = {title.split()[0] for title in columns}
+    for name, found in measure(market.openings(), stretch).items():
+        if symbol or not recorded or name in recorded:
+            columns[f"{name} synthetic"] = found
+    if symbol:
+        columns = {k: v for k, v in columns.items() if k.split()[0] in symbol}
+    Console().print(table(dict(sorted(columns.items()))))
 
 
 def _run(settings: ExchangeSettings, data_dir: Path, die_with_parent: bool) -> None:

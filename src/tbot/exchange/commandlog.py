@@ -141,6 +141,12 @@ class CommandLog:
             os.fdatasync(self._file)
         self.size_bytes += len(block)
 
+    def rotate(self) -> int:
+        """Begin a new file; returns the number of the last record in the closed ones."""
+        self.close()
+        self.open()
+        return self.number
+
     def close(self) -> None:
         """Flush and close; safe to call twice."""
         if self._file is not None:
@@ -184,7 +190,7 @@ def write_state(directory: Path, session: str, number: int, state: State) -> Pat
         file.write(line(_encoder.encode(image)))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
     _sync_directory(directory)
     for old in directory.glob("state-*.json"):
         if _number_in(old) < number:
@@ -226,7 +232,8 @@ def _load_image(path: Path, state: State) -> StateImage:
         for asset, (free, locked) in saved.balances.items():
             held = account.balance(asset)
             held.free, held.locked = Decimal(free), Decimal(locked)
-        account.executions.extend(saved.executions)
+        for execution in saved.executions:
+            account.remember(execution)
         account.closed.extend(saved.closed)
         account.updated_ms = saved.updated_ms
     state.deposits = {deposit.deposit_id: deposit for deposit in image.deposits}
@@ -239,8 +246,17 @@ def _load_image(path: Path, state: State) -> StateImage:
     return image
 
 
-def restore(directory: Path, state: State, trade_id_base: int) -> tuple[str | None, int]:
+def restore(
+    directory: Path, state: State, trade_id_base: int, through: int | None = None
+) -> tuple[str | None, int]:
     """Rebuild the state from the newest state file and the logs after it.
+
+    Args:
+        directory: The data directory.
+        state: Empty; filled in place.
+        trade_id_base: Where users' trade ids start.
+        through: Only files whose records end at this number: those that are closed while the
+            exchange goes on writing. None reads everything and cuts a torn end.
 
     Returns:
         The session id (None when the directory holds no session) and the last record's number.
@@ -256,8 +272,11 @@ def restore(directory: Path, state: State, trade_id_base: int) -> tuple[str | No
         image = _load_image(images[-1], state)
         session, number = image.session, image.number
     logs = sorted(directory.glob("log-*.jsonl"), key=_number_in)
+    if through is not None:
+        logs = [path for path in logs if _number_in(path) <= through]
     for path in logs:
-        for body in _bodies(path, is_last=path == logs[-1]):
+        may_cut = through is None and path == logs[-1]
+        for body in _bodies(path, may_cut):
             if body.startswith(b'{"session"'):
                 header = _header_decoder.decode(body)
                 if header.format != FORMAT or session not in (None, header.session):
@@ -278,14 +297,14 @@ def restore(directory: Path, state: State, trade_id_base: int) -> tuple[str | No
     return session, number
 
 
-def _bodies(path: Path, is_last: bool) -> Iterator[bytes]:
-    """The bodies of a file's lines; cuts a torn last line of the newest file."""
+def _bodies(path: Path, may_cut: bool) -> Iterator[bytes]:
+    """The bodies of a file's lines; cuts a torn last line where that is allowed."""
     good_bytes = 0
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         for text in file:
             body = body_of(text)
             if body is None:
-                if not is_last or file.read(1):
+                if not may_cut or file.read(1):
                     raise DataDirectoryError(
                         f"{path} is damaged at byte {good_bytes}; restore it from a backup, or "
                         "remove the exchange's data directory to start an empty session"

@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
         # uvloop's transports are none of asyncio's classes.
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         peer = self._transport.get_extra_info("peername")
         self._address = peer[0] if isinstance(peer, tuple) else "local"
         if not self._house.joined(self):

@@ -116,4 +116,4 @@ def save(directory: Path, credentials: Credentials) -> None:
         file.write(msgspec.json.format(msgspec.json.encode(credentials)) + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -214,7 +214,7 @@ class Floor:
                 at_ms=now_ms,
                 effects=outcome.effects,
                 command=command,
-                met=self._met(outcome.symbol) if outcome.symbol else {},
+                met=self._met(outcome.symbol),
             )
         )
         self.outbox.hold()

@@ -11,8 +11,10 @@ from typing import Protocol
 
 
 class Receiver(Protocol):
-    """A connection as the hub sees it. Writing never blocks: a connection whose buffer is beyond
-    its bound is dropped instead."""
+    """A connection as the hub sees it.
+
+    Writing never blocks: a connection whose buffer is beyond its bound is dropped instead.
+    """
 
     def write(self, data: bytes) -> None:
         """Put bytes on the wire now."""

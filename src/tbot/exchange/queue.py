@@ -1,10 +1,10 @@
 """Users' resting orders of one side, and who is served when something trades against them. Pure.
 
-The queue rule. Between users: price, then time. Between users and the market's own quantity at the
-same price: an order that comes to rest stands behind the market quantity that is there at that
+The queue rule. Between users: price, then time. Between users and the market's own quantity at
+the same price: an order that comes to rest stands behind the market quantity that is there at that
 moment (`Order.ahead`). Whatever trades at the price serves that quantity first; when the market's
-level shrinks below it, the rest of `ahead` is gone too. Orders at prices that a trade went *through*
-are served before it reaches its own price.
+level shrinks below it, the rest of `ahead` is gone too. Orders at prices that a trade went
+*through* are served before it reaches its own price.
 """
 
 from __future__ import annotations

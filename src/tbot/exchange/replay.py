@@ -58,8 +58,8 @@ class _Trade(msgspec.Struct, gc=False):
     X: str = "MARKET"
 
 
-class _Snapshot(msgspec.Struct, gc=False):
-    lastUpdateId: int
+class _Snapshot(msgspec.Struct, gc=False, rename="camel"):
+    last_update_id: int
     bids: list[tuple[Decimal, Decimal]]
     asks: list[tuple[Decimal, Decimal]]
 
@@ -90,7 +90,7 @@ def parse_line(text: bytes, symbol: str) -> tuple[int, MarketEvent | None]:
     at_ns, frame = int(text[:space]), text[space + 1 :]
     if not frame.startswith(_STREAM):
         found = _snapshot.decode(frame)
-        return at_ns, Snapshot(symbol, found.lastUpdateId, found.bids, found.asks)
+        return at_ns, Snapshot(symbol, found.last_update_id, found.bids, found.asks)
     data_at = frame.index(_DATA)
     name = frame[len(_STREAM) : data_at]
     data = frame[data_at + len(_DATA) : -1]
@@ -113,8 +113,8 @@ def parse_line(text: bytes, symbol: str) -> tuple[int, MarketEvent | None]:
 
 def _open(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return open(path, "rb")
+        return cast("BinaryIO", gzip.open(path, "rb"))
+    return path.open("rb")
 
 
 def _symbol_of(path: Path) -> str:

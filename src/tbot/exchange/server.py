@@ -20,6 +20,7 @@ from tbot.core.settings import ExchangeSettings
 from tbot.core.tasks import Tasks
 from tbot.exchange import credentials
 from tbot.exchange.commandlog import CommandLog, restore, write_state
+from tbot.exchange.compaction import compact_apart
 from tbot.exchange.connection import Connection
 from tbot.exchange.engine import TRADE_ID_BASE
 from tbot.exchange.floor import Floor
@@ -101,11 +102,13 @@ class Server:
         self._tasks = Tasks("exchange", self._failed)
         self._stopped = asyncio.Event()
         self._failure: BaseException | None = None
+        self._compaction: asyncio.Task[None] | None = None
         self._blocked: asyncio.Future[None] | None = None
         self.player = Player(
             source, self.floor, self._speed, position, settings.replay_wait_for, self._clear
         )
         self.floor.settle_open_orders()
+        self._mark()
         self.log.flush()
         _log.info(
             "exchange_restored",
@@ -203,11 +206,27 @@ class Server:
             if now_s - marked_s >= self.settings.mark_interval_s:
                 marked_s = now_s
                 self._mark()
+                self._compact_if_large()
 
     def _mark(self) -> None:
         marked = self.player.marked()
         if self.floor.state.mark is None or marked != self.floor.state.mark:
             self.floor.mark(marked)
+
+    def _compact_if_large(self) -> None:
+        running = self._compaction is not None and not self._compaction.done()
+        if running or self.log.size_bytes < self.settings.log_bytes_max:
+            return
+        through = self.log.rotate()
+        self._compaction = self._tasks.start(
+            compact_apart(
+                self._data_dir,
+                through,
+                self.settings.orders_kept,
+                self.settings.executions_kept,
+            ),
+            "compaction",
+        )
 
     async def run(self) -> None:
         """Serve until `stop`.

@@ -53,11 +53,12 @@ def split_signature(query: bytes, body: bytes) -> tuple[bytes, str | None]:
     parts = []
     for part in (query, body):
         found = _SIGNATURE.search(part)
-        if found is not None and signature is None:
-            signature = unquote(found.group(1).decode("latin-1"))
-            part = part[: found.start()] + part[found.end() :]
-            part = part.removeprefix(b"&") if found.start() == 0 else part
-        parts.append(part)
+        if found is None or signature is not None:
+            parts.append(part)
+            continue
+        signature = unquote(found.group(1).decode("latin-1"))
+        rest = part[: found.start()] + part[found.end() :]
+        parts.append(rest.removeprefix(b"&") if found.start() == 0 else rest)
     return b"".join(parts), signature
 
 

@@ -51,17 +51,30 @@ class Account:
         open: Open orders by id, oldest first.
         closed: Ids of kept closed orders in the order of their ends.
         latest: The newest order of each client id.
+        by_order: Kept executions of each order, oldest first.
     """
 
-    __slots__ = ("balances", "closed", "executions", "latest", "name", "open", "updated_ms")
+    __slots__ = (
+        "_executions_kept",
+        "balances",
+        "by_order",
+        "closed",
+        "executions",
+        "latest",
+        "name",
+        "open",
+        "updated_ms",
+    )
 
     def __init__(self, name: str, executions_kept: int) -> None:
+        self._executions_kept = executions_kept
         self.name = name
         self.balances: dict[str, Balance] = {}
         self.open: dict[int, Order] = {}
         self.closed: deque[int] = deque()
         self.latest: dict[str, int] = {}
-        self.executions: deque[Execution] = deque(maxlen=executions_kept)
+        self.executions: deque[Execution] = deque()
+        self.by_order: dict[int, list[Execution]] = {}
         self.updated_ms = 0
 
     def balance(self, asset: str) -> Balance:
@@ -70,6 +83,17 @@ class Account:
         if held is None:
             held = self.balances[asset] = Balance()
         return held
+
+    def remember(self, execution: Execution) -> None:
+        """Add an execution to the history and forget the oldest beyond its bound."""
+        self.executions.append(execution)
+        self.by_order.setdefault(execution.order_id, []).append(execution)
+        if len(self.executions) > self._executions_kept:
+            oldest = self.executions.popleft()
+            of_order = self.by_order[oldest.order_id]
+            del of_order[0]
+            if not of_order:
+                del self.by_order[oldest.order_id]
 
     def free(self, asset: str) -> Decimal:
         """What it could spend."""
@@ -204,7 +228,7 @@ class State:
         order.updated_ms = account.updated_ms = at_ms
         order.status = Status.PARTIALLY_FILLED
         self.next_trade_number = max(self.next_trade_number, fill.trade_id - trade_id_base + 1)
-        account.executions.append(
+        account.remember(
             Execution(
                 id=fill.trade_id,
                 order_id=order.id,

@@ -73,21 +73,21 @@ class Listener:
             return _failure(None, 3, f"Invalid JSON: {error}")
         if not isinstance(message, dict) or not isinstance(message.get("method"), str):
             return _failure(None, 2, "Invalid request: property name must be a string")
-        id = message.get("id")
-        if not isinstance(id, str | int | None):
+        number = message.get("id")
+        if not isinstance(number, str | int | None):
             return _failure(None, 2, "Invalid request: request ID must be an unsigned integer")
         method, params = message["method"], message.get("params") or []
         if not isinstance(params, list):
-            return _failure(id, 2, "Invalid request: params must be an array")
+            return _failure(number, 2, "Invalid request: params must be an array")
         if method in ("SUBSCRIBE", "UNSUBSCRIBE"):
-            return self._change(id, method, params)
+            return self._change(number, method, params)
         if method == "LIST_SUBSCRIPTIONS":
-            return _result(id, list(self._streams))
+            return _result(number, list(self._streams))
         if method == "GET_PROPERTY" and params == ["combined"]:
-            return _result(id, self._combined)
+            return _result(number, self._combined)
         if method == "SET_PROPERTY" and len(params) == 2 and params[0] == "combined":
-            return self._set_combined(id, params[1])
-        return _failure(id, 2, f"Invalid request: unknown method {method!r}")
+            return self._set_combined(number, params[1])
+        return _failure(number, 2, f"Invalid request: unknown method {method!r}")
 
     def _change(self, id: Any, method: str, params: list[Any]) -> bytes:
         if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in params):

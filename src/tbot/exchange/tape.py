@@ -6,8 +6,8 @@ Invariants:
 
 1. While no user's order touches the symbol and none ever did, every message is the source's own
    frame, byte for byte.
-2. A client that follows the book rule (snapshot, then diffs with U = previous u + 1) holds, at every
-   update, the market's book less what users took plus users' resting orders.
+2. A client that follows the book rule (snapshot, then diffs with U = previous u + 1) holds, at
+   every update, the market's book less what users took plus users' resting orders.
 3. What users do appears as extra diffs of one update id each. Every later id of the source is
    shifted by the number of extra diffs so far, so ids stay contiguous and grow.
 4. Recorded trade ids are never changed; users' trades have their own range (`TRADE_ID_BASE`).

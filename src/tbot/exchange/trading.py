@@ -12,7 +12,7 @@ from tbot.core.money import ZERO
 from tbot.exchange import wire
 from tbot.exchange.engine import NewOrder
 from tbot.exchange.instruments import Refusal
-from tbot.exchange.model import Deposited, Order, OrderType, Side, TimeInForce
+from tbot.exchange.model import Deposited, Execution, Order, OrderType, Side, TimeInForce
 from tbot.exchange.params import (
     Caller,
     Params,
@@ -25,6 +25,7 @@ from tbot.exchange.params import (
 )
 
 _CLIENT_ID: Final = re.compile(r"[.A-Z:/a-z0-9_-]{1,36}")
+_END_OF_TIME: Final = 1 << 62
 _ASSET: Final = re.compile(r"[A-Z0-9]{1,20}")
 _DEPOSIT_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
@@ -100,11 +101,8 @@ def new_order(caller: Caller, params: Params) -> NewOrder:
 
 
 def _command(name: str, params: Params) -> dict[str, str]:
-    command = {"method": name}
-    for key, value in params.items():
-        if key not in ("signature", "apiKey"):
-            command[key] = value
-    return command
+    told = {key: value for key, value in params.items() if key not in ("signature", "apiKey")}
+    return {"method": name, **told}
 
 
 def _count_order(caller: Caller) -> None:
@@ -204,44 +202,53 @@ def open_orders(caller: Caller, params: Params) -> Any:
     return [wire.queried(order) for order in found]
 
 
+def _times(params: Params) -> tuple[int, int]:
+    start, end = integer(params, "startTime"), integer(params, "endTime")
+    return start or 0, _END_OF_TIME if end is None else end
+
+
 def all_orders(caller: Caller, params: Params) -> Any:
-    """Orders of a symbol, open and kept: the newest, or from an id on."""
+    """Orders of a symbol, open and kept: the newest, or from an id or time on."""
     symbol = symbol_of(caller, params)
-    account = caller.floor.state.account(caller.account)
     limit = limit_of(params, 500, 1000)
     first_id = integer(params, "orderId")
-    start, end = integer(params, "startTime", 0), integer(params, "endTime", 1 << 62)
-    known = caller.floor.state.orders
-    found = sorted(
-        (
-            order
-            for order_id in (*account.closed, *account.open)
-            if (order := known[order_id]).symbol == symbol
-            and order_id >= (first_id or 0)
-            and (start or 0) <= order.time_ms <= (end or 0)
-        ),
-        key=lambda order: order.id,
-    )
-    picked = found[:limit] if first_id is not None or params.get("startTime") else found[-limit:]
-    return [wire.queried(order) for order in picked]
+    start_ms, end_ms = _times(params)
+    from_start = first_id is not None or "startTime" in params
+    found: list[Order] = []
+    # Newest first, so that a question about recent orders does not walk the whole history.
+    for order in reversed(caller.floor.state.orders.values()):
+        if order.id < (first_id or 0) or order.time_ms < start_ms:
+            break
+        if order.account == caller.account and order.symbol == symbol and order.time_ms <= end_ms:
+            found.append(order)
+            if not from_start and len(found) == limit:
+                break
+    found.reverse()
+    return [wire.queried(order) for order in found[:limit]]
 
 
 def my_trades(caller: Caller, params: Params) -> Any:
-    """Executions of a symbol: the newest, from a trade id on, of an order, or of a time."""
+    """Executions of a symbol: of one order, the newest, or from a trade id or time on."""
     symbol = symbol_of(caller, params)
     limit = limit_of(params, 500, 1000)
     order_id, from_id = integer(params, "orderId"), integer(params, "fromId")
-    start, end = integer(params, "startTime", 0), integer(params, "endTime", 1 << 62)
-    found = [
-        execution
-        for execution in caller.floor.state.account(caller.account).executions
-        if execution.symbol == symbol
-        and (order_id is None or execution.order_id == order_id)
-        and execution.id >= (from_id or 0)
-        and (start or 0) <= execution.time_ms <= (end or 0)
-    ]
-    picked = found[:limit] if from_id is not None or params.get("startTime") else found[-limit:]
-    return [wire.my_trade(execution) for execution in picked]
+    start_ms, end_ms = _times(params)
+    account = caller.floor.state.account(caller.account)
+    if order_id is not None:
+        of_order = account.by_order.get(order_id, ())
+        picked = [e for e in of_order if e.symbol == symbol and e.id >= (from_id or 0)]
+        return [wire.my_trade(execution) for execution in picked[:limit]]
+    from_start = from_id is not None or "startTime" in params
+    found: list[Execution] = []
+    for execution in reversed(account.executions):
+        if execution.id < (from_id or 0) or execution.time_ms < start_ms:
+            break
+        if execution.symbol == symbol and execution.time_ms <= end_ms:
+            found.append(execution)
+            if not from_start and len(found) == limit:
+                break
+    found.reverse()
+    return [wire.my_trade(execution) for execution in found[:limit]]
 
 
 # Account

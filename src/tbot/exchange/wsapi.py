@@ -84,15 +84,15 @@ class Session:
             return self._failure(None, ExchangeRefusal(-1135, "JSON Request sent was malformed."))
         if not isinstance(message, dict):
             return self._failure(None, ExchangeRefusal(-1135, "JSON Request sent was malformed."))
-        id, method = message.get("id"), message.get("method")
+        number, method = message.get("id"), message.get("method")
         params = message.get("params") or {}
-        if not isinstance(id, str | int | None) or not isinstance(method, str):
+        if not isinstance(number, str | int | None) or not isinstance(method, str):
             return self._failure(None, ExchangeRefusal(-1135, "Invalid JSON Request."))
         if not isinstance(params, dict):
-            return self._failure(id, ExchangeRefusal(-1135, "Invalid JSON Request."))
+            return self._failure(number, ExchangeRefusal(-1135, "Invalid JSON Request."))
         texts = {name: _param_text(value) for name, value in params.items() if value is not None}
         fault = self._gate.fault_for(method) if method in CALLS else None
-        return Call(id, method, texts, fault)
+        return Call(number, method, texts, fault)
 
     def handle(self, call: Call) -> Answer:
         """Run a request and say what to send."""

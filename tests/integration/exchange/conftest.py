@@ -141,12 +141,12 @@ class Exchange:
         """Start and wait for READY."""
         self.process = subprocess.Popen(
             [
-                sys.executable, "-m", "tbot.exchange", "--port", "0", "--die-with-parent",
-                "--data-dir", str(self.data_dir), *self._options,
-            ],  # fmt: skip
+                *(sys.executable, "-m", "tbot.exchange", "--port", "0", "--die-with-parent"),
+                *("--data-dir", str(self.data_dir), *self._options),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=open(self.data_dir.parent / "exchange.log", "ab"),  # noqa: SIM115
+            stderr=(self.data_dir.parent / "exchange.log").open("ab"),
             env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), **self._environment},
         )
         assert self.process.stdout is not None

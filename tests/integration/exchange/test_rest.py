@@ -150,7 +150,7 @@ def test_who_may_call_and_when(exchange: Any) -> None:
 
 def test_bad_orders_are_refused_in_the_venues_words(exchange: Any) -> None:
     client = exchange.client
-    cases = [
+    cases: list[tuple[dict[str, str | None], int]] = [
         ({"symbol": "NOPE"}, -1121),
         ({"side": "HOLD"}, -1117),
         ({"type": "STOP_LOSS"}, -1116),

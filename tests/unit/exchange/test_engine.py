@@ -92,7 +92,7 @@ def test_post_only_order_never_takes(pit: Any) -> None:
 def test_ioc_expires_its_rest_and_fok_takes_all_or_nothing(pit: Any) -> None:
     pit.book(BIDS, ASKS)
     fok = done(pit.order("BUY", "2", "101.00", tif="FOK"))
-    assert fok.order and (fok.order.status, fok.order.executed) == (Status.EXPIRED, 0)
+    assert fok.order and (fok.order.status, fok.order.executed) == (Status.EXPIRED, D(0))
     ioc = done(pit.order("BUY", "2", "101.00", tif="IOC"))
     assert ioc.order and (ioc.order.status, ioc.order.executed) == (Status.EXPIRED, D("1"))
     full = done(pit.order("BUY", "4", "102.00", tif="FOK"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -166,7 +167,7 @@ def check_priority(pit: Any, outcome: Outcome, before: dict[int, Decimal]) -> No
     """No better or older resting order was passed over by what a command took."""
     served = [e for e in outcome.effects if isinstance(e, Filled) and e.maker]
     orders = [pit.state.orders[fill.order_id] for fill in served]
-    for earlier, later in zip(orders, orders[1:], strict=False):
+    for earlier, later in pairwise(orders):
         better = (
             earlier.price >= later.price if later.side is Side.BUY else earlier.price <= later.price
         )
