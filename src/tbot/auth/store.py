@@ -248,7 +248,8 @@ async def lock_refresh_use(
     used after that (or at most `grace_s` before) was used by somebody who raced us.
     """
     row = await connection.fetchrow(
-        "SELECT used_at IS NOT NULL AS used, coalesce(used_at > now() - $2::interval, false) AS raced"
+        "SELECT used_at IS NOT NULL AS used,"
+        " coalesce(used_at > now() - $2::interval, false) AS raced"
         " FROM refresh_tokens WHERE hash = $1",
         token_hash,
         timedelta(seconds=grace_s),
@@ -327,7 +328,8 @@ async def lock_keys(connection: Connection) -> None:
 async def signing_keys(connection: Connection) -> Sequence[KeyRow]:
     """Every key that still verifies."""
     rows = await connection.fetch(
-        "SELECT seed, signs_from, signs_until, retires_at FROM signing_keys WHERE retires_at > now()"
+        "SELECT seed, signs_from, signs_until, retires_at FROM signing_keys"
+        " WHERE retires_at > now()"
     )
     return [KeyRow(**row) for row in rows]
 

@@ -30,13 +30,13 @@ from tbot.web.dependencies import (
 )
 from tbot.web.deps import Deps
 from tbot.web.fields import (
-    Amount,
     Answer,
     Asset,
     Id,
     Name,
     PositiveAmount,
     Request,
+    Share,
     Symbol,
     Timestamp,
 )
@@ -68,8 +68,7 @@ class NewLimits(Request):
     ] = None
     max_open_orders: Annotated[int | None, Field(ge=0, le=100_000, strict=True)] = None
     price_collar: Annotated[
-        Amount | None,
-        Field(description="How far through the market a price may be: 0.05 is 5 %.", le=Decimal(1)),
+        Share | None, Field(description="How far through the market a price may be: 0.05 is 5 %.")
     ] = None
     allowed_instruments: Annotated[
         list[Symbol] | None, Field(max_length=1000, description="Null allows all.")

@@ -140,7 +140,12 @@ PageLimit = Annotated[
 ]
 PageCursor = Annotated[
     str | None,
-    Query(max_length=512, description="`next` of the page before, with the same filters."),
+    Query(
+        max_length=512,
+        # Only told, not checked here: whatever we did not issue answers `invalid_cursor`.
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]{22,}$"},
+        description="`next` of the page before, with the same filters.",
+    ),
 ]
 
 

@@ -113,31 +113,49 @@ Timestamp = Annotated[
 """An instant as `core.clock.stamp` writes it."""
 
 
+# Far above any real amount, and far enough below what the tables hold to add many of them.
 _AMOUNT_MAX: Final = Decimal(10) ** 18
 
 
 def _positive(value: Decimal) -> Decimal:
     if value <= 0:
         raise ValueError("has to be above zero")
-    return _bounded(value)
-
-
-PositiveAmount = Annotated[MoneyText, AfterValidator(_positive)]
-"""A plain decimal above zero, as a string."""
-
-
-def _not_negative(value: Decimal) -> Decimal:
-    if value < 0:
-        raise ValueError("must not be below zero")
-    return _bounded(value)
-
-
-def _bounded(value: Decimal) -> Decimal:
-    # Far above any real amount, and far enough below what the tables hold to add many of them.
-    if value > _AMOUNT_MAX:
+    if value >= _AMOUNT_MAX:
         raise ValueError("is larger than any amount may be")
     return value
 
 
-Amount = Annotated[MoneyText, AfterValidator(_not_negative)]
-"""A plain decimal, zero or more, as a string."""
+PositiveAmount = Annotated[
+    MoneyText,
+    AfterValidator(_positive),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "A plain decimal above zero.",
+            "pattern": r"^(?!0(\.0+)?$)(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?$",
+            "examples": ["12.50"],
+        }
+    ),
+]
+"""A plain decimal above zero, as a string."""
+
+
+def _share(value: Decimal) -> Decimal:
+    if not 0 <= value <= 1:
+        raise ValueError("has to be from 0 to 1")
+    return value
+
+
+Share = Annotated[
+    MoneyText,
+    AfterValidator(_share),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "A plain decimal from 0 to 1.",
+            "pattern": r"^(0(\.[0-9]{1,18})?|1(\.0{1,18})?)$",
+            "examples": ["0.05"],
+        }
+    ),
+]
+"""A part of a whole: a plain decimal from 0 to 1, as a string."""

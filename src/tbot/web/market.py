@@ -82,13 +82,18 @@ class TickerOut(Answer):
     stale: Annotated[bool, Field(description="Nothing has been heard of this market lately.")]
 
 
+LevelOut = Annotated[
+    list[MoneyText], Field(min_length=2, max_length=2, examples=[["100.5", "0.25"]])
+]
+
+
 class BookOut(Answer):
     """A book: `[price, quantity]`, best prices first."""
 
     symbol: Symbol
     update_id: Annotated[int, Field(description="The venue's number of this state.")]
-    bids: list[tuple[MoneyText, MoneyText]]
-    asks: list[tuple[MoneyText, MoneyText]]
+    bids: list[LevelOut]
+    asks: list[LevelOut]
     stale: bool
 
 

@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from tbot.core.refusals import Reason
+from tbot.core.settings import HttpSettings, Settings
 from tbot.web.problems import CATALOGUE, MEDIA_TYPE, TYPE_PREFIX, reason_status
 from tbot.web.routes import required_scopes
 
@@ -116,9 +117,23 @@ def document(app: FastAPI) -> dict[str, Any]:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     schemas["Problem"] = _PROBLEM_SCHEMA
+    settings: Settings = app.state.deps.settings
     for route, operation in operations(app, generated):
         _complete(route, operation)
+        _bound_pages(operation, settings.http)
+    password = schemas["NewUser"]["properties"]["password"]
+    password["minLength"] = settings.auth.password_length_min
+    password["maxLength"] = settings.auth.password_length_max
     return generated
+
+
+def _bound_pages(operation: dict[str, Any], http: HttpSettings) -> None:
+    """Say how large a page may be here: a setting, so the routes' signatures cannot."""
+    parameters = {one["name"]: one["schema"] for one in operation.get("parameters", ())}
+    if "cursor" in parameters:
+        for schema in parameters["limit"].get("anyOf", ()):
+            if schema.get("type") == "integer":
+                schema["maximum"] = http.page_size_max
 
 
 def operations(

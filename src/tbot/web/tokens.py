@@ -24,7 +24,7 @@ class Tokens(Answer):
     """A pair of tokens (RFC 6749, section 5.1)."""
 
     access_token: Annotated[str, Field(description="For `Authorization: Bearer`.")]
-    token_type: Literal["bearer"] = "bearer"
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105 - a kind of token, not one
     expires_in: Annotated[int, Field(description="Seconds that the access token is good for.")]
     refresh_token: Annotated[
         str, Field(description="Good for exactly one refresh; a second use ends the session.")

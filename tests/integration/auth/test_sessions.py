@@ -251,7 +251,7 @@ def old_kid(token: str) -> str:
     import base64
     import json
 
-    kid: str = json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))["kid"]
+    kid: str = json.loads(base64.urlsafe_b64decode(token.split(".", maxsplit=1)[0] + "=="))["kid"]
     return kid
 
 

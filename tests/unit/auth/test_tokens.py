@@ -79,7 +79,7 @@ def test_a_good_token_says_who_and_what() -> None:
     assert (claims.user_id, claims.session_id, claims.scopes) == (USER, SESSION, SCOPES)
     assert claims.expires_at_s - claims.issued_at_s == 900
     assert verify(forged()).token_id == UUID(CLAIMS["jti"])
-    assert HEADER == {"alg": "Ed25519", "typ": "at+jwt", "kid": KEY.kid}
+    assert {"alg": "Ed25519", "typ": "at+jwt", "kid": KEY.kid} == HEADER
     assert set(CLAIMS) == {"iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp", "scope"}
 
 

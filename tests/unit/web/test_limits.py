@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 from uuid import UUID
 
@@ -59,10 +60,8 @@ def test_depth_counts_nesting_not_brackets() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_json_or_a_problem(body: bytes) -> None:
-    try:
+    with contextlib.suppress(Problem):  # and nothing else may come out of it
         parse_json(body, 8)
-    except Problem as problem:
-        assert problem.code == "malformed_json"
 
 
 def scope(*headers: tuple[bytes, bytes], path: bytes = b"/", query: bytes = b"") -> dict[str, Any]:
