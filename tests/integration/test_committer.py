@@ -48,7 +48,7 @@ async def test_an_order_holds_funds_and_a_fill_settles_them(desk: Any, pool: Any
     async with pool.acquire() as connection:
         _, positions = await orders_store.get_positions(connection, account)
         assert await ledger_store.counter_balance(connection, "venue:paper") == {
-            "USDT": Decimal("-810"),
+            "USDT": Decimal(-810),
             "BTC": Decimal("-1.998"),
         }
     assert positions[0].quantity == Decimal("1.998")

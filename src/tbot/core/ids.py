@@ -24,7 +24,7 @@ def new_id() -> UUID:
 
     Twelve bits of `rand_a` count within a millisecond, so two ids of one process never tie.
     """
-    global _last_ms, _counter
+    global _last_ms, _counter  # noqa: PLW0603 - one counter per process is the point
     now_ms = time.time_ns() // 1_000_000
     if now_ms > _last_ms:
         _last_ms, _counter = now_ms, 0

@@ -140,8 +140,10 @@ def is_multiple(value: Decimal, unit: Decimal) -> bool:
     """Whether `value` lies on the grid of `unit` (a tick, a step); a zero unit has no grid.
 
     Example:
-        >>> is_multiple(Decimal("0.30"), Decimal("0.1")), is_multiple(Decimal("0.35"), Decimal("0.1"))
-        (True, False)
+        >>> is_multiple(Decimal("0.30"), Decimal("0.1"))
+        True
+        >>> is_multiple(Decimal("0.35"), Decimal("0.1"))
+        False
     """
     return unit.is_zero() or (value % unit).is_zero()
 

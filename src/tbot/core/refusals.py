@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 
 class Reason(StrEnum):
@@ -16,7 +16,7 @@ class Reason(StrEnum):
 
     doc: str
 
-    def __new__(cls, value: str, doc: str) -> Reason:
+    def __new__(cls, value: str, doc: str) -> Self:
         """Attach the documentation to the member."""
         member = str.__new__(cls, value)
         member._value_ = value

@@ -285,7 +285,7 @@ class RiskSettings(BaseModel):
     """Limits that a new account starts with; each account's can be changed."""
 
     max_order_notional: MoneyText = Field(
-        Decimal("100000"), description="Largest order, in the quote asset."
+        Decimal(100000), description="Largest order, in the quote asset."
     )
     max_open_orders: int = Field(200, ge=0, description="Most open orders.")
     price_collar: MoneyText = Field(

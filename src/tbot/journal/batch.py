@@ -42,7 +42,9 @@ _NOTIFY_BYTES_MAX: Final = 7000  # Postgres allows 8,000
 
 _log = structlog.get_logger(__name__)
 
-_OPEN = "INSERT INTO streams SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::timestamptz[]) ON CONFLICT DO NOTHING"
+_OPEN = """INSERT INTO streams
+SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::timestamptz[])
+ON CONFLICT DO NOTHING"""
 # The switches' rows exist before anything is traded: a row that was changed meanwhile is read
 # again when it is locked, a row that was inserted meanwhile would not be.
 _LOCK = """
@@ -326,7 +328,8 @@ class Batch:
             await connection.fetch(_LOCK, ids)
             rows = await connection.fetch(
                 "SELECT j.account_id, j.hash FROM journal j"
-                " JOIN unnest($1::uuid[], $2::bigint[]) u (account_id, seq) USING (account_id, seq)",
+                " JOIN unnest($1::uuid[], $2::bigint[]) u (account_id, seq)"
+                " USING (account_id, seq)",
                 ids,
                 [expected[account_id].seq for account_id in ids],
             )

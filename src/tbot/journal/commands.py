@@ -156,24 +156,31 @@ class Drafts:
 
 
 class Command[R](Protocol):
-    """A change that somebody asks for. Implementations are immutable.
+    """A change that somebody asks for.
 
-    Attributes:
-        id: Unique; entries carry it.
-        accounts: The accounts it may read and change. They follow from immutable facts.
-        opens: Whether the accounts' streams may be created by it.
+    Implementations are immutable. The accounts follow from immutable facts, so that they can be
+    locked before anything is read.
     """
 
     @property
-    def id(self) -> UUID: ...
+    def id(self) -> UUID:
+        """Unique; its entries carry it."""
+
     @property
-    def actor(self) -> Actor: ...
+    def actor(self) -> Actor:
+        """Who asks."""
+
     @property
-    def accounts(self) -> tuple[UUID, ...]: ...
+    def accounts(self) -> tuple[UUID, ...]:
+        """The accounts that it may read and change."""
+
     @property
-    def priority(self) -> Priority: ...
+    def priority(self) -> Priority:
+        """How urgent it is."""
+
     @property
-    def opens(self) -> bool: ...
+    def opens(self) -> bool:
+        """Whether it may begin the accounts' streams."""
 
     def decide(self, states: States, context: Context) -> Drafts | Refused:
         """What is to happen: pure, and only from the arguments."""

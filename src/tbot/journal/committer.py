@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import structlog
@@ -154,7 +154,7 @@ class Committer:
             if pendings:
                 try:
                     await self._settle(pendings)
-                except Exception as error:  # a bug: answer rather than hang
+                except Exception as error:  # noqa: BLE001 - a bug: answer rather than hang
                     _log.exception("batch_failed", commands=len(pendings))
                     self._discard()
                     for pending in pendings:
@@ -180,7 +180,7 @@ class Committer:
                         exc_info=failed.error,
                     )
                 work.append([p for p in group if p is not failed.pending])
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - sorted out in _recover
                 work.extend(await self._recover(batch, error))
             else:
                 self._finish(batch)

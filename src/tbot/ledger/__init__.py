@@ -1,1 +1,1 @@
-"""Accounts and what they own: double-entry postings (`entries`, pure) and their tables (`store`)."""
+"""Accounts and what they own: double-entry postings (`entries`, pure), tables (`store`), `flow`."""

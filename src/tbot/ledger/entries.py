@@ -261,14 +261,10 @@ class ChangeAccount:
         drafts = []
         if self.limits is not None and self.limits != account.limits:
             drafts.append(
-                Draft(
-                    self.account_id, "account.limits_changed", {"limits": self.limits.to_json()}
-                )
+                Draft(self.account_id, "account.limits_changed", {"limits": self.limits.to_json()})
             )
         if self.status is not None and self.status != account.status:
-            drafts.append(
-                Draft(self.account_id, "account.status_changed", {"status": self.status})
-            )
+            drafts.append(Draft(self.account_id, "account.status_changed", {"status": self.status}))
         return Drafts(tuple(drafts))
 
     def result(self, states: States) -> Account:

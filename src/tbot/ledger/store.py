@@ -24,7 +24,8 @@ from tbot.ledger.entries import Account, Balance, Ledger, Limits
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 
 _ACCOUNT_COLUMNS = "id, owner_id, name, venue, status, limits, opened_at, updated_at"
-_WRITE_ACCOUNTS = """INSERT INTO accounts (id, owner_id, name, venue, status, limits, opened_at, updated_at)
+_WRITE_ACCOUNTS = """INSERT INTO accounts
+ (id, owner_id, name, venue, status, limits, opened_at, updated_at)
 SELECT * FROM unnest({0}::uuid[], {1}::uuid[], {2}::text[], {3}::text[], {4}::text[],
                      {5}::jsonb[], {6}::timestamptz[], {7}::timestamptz[])
 ON CONFLICT (id) DO UPDATE SET status = excluded.status, limits = excluded.limits,

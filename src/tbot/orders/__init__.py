@@ -1,3 +1,5 @@
-"""Orders: what one is (`model`), what it may be (`rules`), what happens to it (`commands`), what
-becomes of a doubtful one (`reconcile`) — all pure — then its tables (`store`) and its way in
-(`flow`)."""
+"""Orders: what one is, what it may be, what happens to it, its tables and its way in.
+
+`model`, `rules`, `book`, `commands` and `reconcile` are pure; `store` is SQL; `flow` is what the
+edge calls.
+"""

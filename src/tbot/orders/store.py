@@ -71,12 +71,14 @@ _UPDATE_ORDERS: Final = "UPDATE orders o SET {} FROM unnest({}) AS u ({}) WHERE 
     ", ".join(f"{{{i}}}::{t}[]" for i, (_, t) in enumerate(_CHANGING)),
     ", ".join(n for n, _ in _CHANGING),
 )
-_INSERT_FILLS: Final = """INSERT INTO fills (order_id, trade_id, account_id, seq, symbol, side, price,
- quantity, quote_quantity, fee, fee_asset, maker, at)
+_INSERT_FILLS: Final = """INSERT INTO fills
+ (order_id, trade_id, account_id, seq, symbol, side, price, quantity,
+ quote_quantity, fee, fee_asset, maker, at)
 SELECT * FROM unnest({0}::uuid[], {1}::text[], {2}::uuid[], {3}::bigint[], {4}::text[],
  {5}::text[], {6}::numeric[], {7}::numeric[], {8}::numeric[], {9}::numeric[], {10}::text[],
  {11}::boolean[], {12}::timestamptz[])"""
-_WRITE_POSITIONS: Final = """INSERT INTO positions (account_id, symbol, quantity, cost, realized_pnl)
+_WRITE_POSITIONS: Final = """INSERT INTO positions
+ (account_id, symbol, quantity, cost, realized_pnl)
 SELECT * FROM unnest({0}::uuid[], {1}::text[], {2}::numeric[], {3}::numeric[], {4}::numeric[])
 ON CONFLICT (account_id, symbol) DO UPDATE SET quantity = excluded.quantity,
  cost = excluded.cost, realized_pnl = excluded.realized_pnl"""
@@ -121,10 +123,10 @@ class OrdersProjection:
                 continue
             for name in ("order_id", "parent_id"):
                 order_id = getattr(command, name, None)
-                state = states.get(command.accounts[0])
-                if order_id is None or state is None:
+                known = states.get(command.accounts[0])
+                if order_id is None or known is None:
                     continue
-                if order_id not in state.part(Orders).open:
+                if order_id not in known.part(Orders).open:
                     wanted.append(order_id)
         if not wanted and not keys:
             return
