@@ -12,12 +12,12 @@ from starlette.responses import Response
 
 from tbot.core import money
 from tbot.core.money import MoneyText
-from tbot.journal.store import entries_after
 from tbot.orders import store
 from tbot.orders.model import Fill
 from tbot.venues.base import Side
 from tbot.web.answers import json_answer
 from tbot.web.dependencies import AccountReader, PageCursor, PageLimit, Parts, page_limit
+from tbot.web.entries import entries_after
 from tbot.web.fields import Answer, Id, Symbol, Timestamp
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account

@@ -129,11 +129,11 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 def _bound_pages(operation: dict[str, Any], http: HttpSettings) -> None:
     """Say how large a page may be here: a setting, so the routes' signatures cannot."""
-    parameters = {one["name"]: one["schema"] for one in operation.get("parameters", ())}
-    if "cursor" in parameters:
-        for schema in parameters["limit"].get("anyOf", ()):
-            if schema.get("type") == "integer":
-                schema["maximum"] = http.page_size_max
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] == "limit":
+            for schema in parameter["schema"].get("anyOf", ()):
+                if schema.get("type") == "integer":
+                    schema["maximum"] = http.page_size_max
 
 
 def operations(
