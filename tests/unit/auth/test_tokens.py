@@ -1,4 +1,4 @@
-"""Access tokens under attack. Numbers are those of the list of attacks in docs/security.md."""
+"""Access tokens under attack. Each test names the attack it makes."""
 
 from __future__ import annotations
 
