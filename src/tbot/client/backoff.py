@@ -1,4 +1,4 @@
-"""When to try again: exponential with full jitter, so that many clients do not come back at once."""
+"""When to try again: exponential with full jitter, so that clients do not all come back at once."""
 
 from __future__ import annotations
 

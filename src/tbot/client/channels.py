@@ -206,7 +206,7 @@ class TradesChannel(Channel):
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         super().__init__(name, parameters)
-        self._trade_id: int | None = None
+        self._last: Trade | None = None
 
     def wish(self) -> dict[str, Any]:
         """With the place to go on from, when there is one."""
@@ -238,21 +238,21 @@ class TradesChannel(Channel):
 
     async def _begin(self, recent: list[dict[str, Any]]) -> None:
         """A fresh start: fill in from the newest trades what was missed, as far as they reach."""
-        if self._trade_id is None:
-            self._trade_id = recent[-1]["trade_id"] if recent else None
+        trades = msgspec.convert(recent, list[Trade])
+        last = self._last
+        if last is None:
+            self._last = trades[-1] if trades else None
             return
-        known = self._trade_id
-        newer = [trade for trade in recent if trade["trade_id"] > known]
-        joined = any(trade["trade_id"] <= known for trade in recent) or (
-            bool(newer) and newer[0]["trade_id"] == known + 1
-        )
-        if not joined:
+        # Ids need not grow everywhere, so it is their place in the list that counts.
+        known = [place for place, trade in enumerate(trades) if trade.trade_id == last.trade_id]
+        newer = trades[known[-1] + 1 :] if known else [one for one in trades if one.at >= last.at]
+        if not known and not (newer and newer[0].trade_id == last.trade_id + 1):
             self.missed("reconnected", None)
         for trade in newer:
-            await self._give(msgspec.convert(trade, Trade))
+            await self._give(trade)
 
     async def _give(self, trade: Trade) -> None:
-        self._trade_id = trade.trade_id
+        self._last = trade
         await self.give(trade)
 
 

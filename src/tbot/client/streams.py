@@ -239,7 +239,7 @@ class Stream:
                 finally:
                     self._disconnected()
                 await asyncio.sleep(delay_s)
-        except Exception as fatal:  # whoever takes from the stream must hear of it
+        except Exception as fatal:  # noqa: BLE001 - whoever takes from the stream must hear of it
             error = fatal
         self._error = error
         self._end_all(error)

@@ -160,5 +160,6 @@ def _pair_of(response: httpx.Response, asked_at_s: float) -> _Pair:
 
 
 def retry_after_s(response: httpx.Response) -> float:
+    """How long the server asks us to stay away, in seconds; at most a minute."""
     text = response.headers.get("retry-after", "")
     return min(60.0, float(text)) if text.isdecimal() else 0.0

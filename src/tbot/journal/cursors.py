@@ -32,6 +32,7 @@ from tbot.core.errors import IntegrityError
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
 from tbot.journal import chain
+from tbot.journal.batch import Committed
 
 _log = structlog.get_logger(__name__)
 
@@ -49,7 +50,8 @@ _HEADS = "SELECT account_id, seq FROM streams WHERE account_id = ANY($1::uuid[])
 class Pool(Protocol):
     """Where connections come from: `asyncpg.Pool`."""
 
-    def acquire(self) -> AbstractAsyncContextManager[Any]: ...
+    def acquire(self) -> AbstractAsyncContextManager[Any]:
+        """A connection, until the context ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +88,6 @@ class Recorded:
     def prefix(self) -> str:
         """The hash's first digits, as places carry them."""
         return prefix_of(self.hash)
-
-
-class CommittedEntry(Protocol):
-    """What the committer tells its listeners of each durable entry."""
-
-    @property
-    def account_id(self) -> UUID: ...
-    @property
-    def seq(self) -> int: ...
-    @property
-    def hash(self) -> bytes: ...
-    @property
-    def body(self) -> bytes: ...
 
 
 class _Watched:
@@ -161,7 +150,7 @@ class Journal:
                 cursor.close()
         await self._tasks.stop()
 
-    def remember(self, entries: Iterable[CommittedEntry]) -> None:
+    def remember(self, entries: Iterable[Committed]) -> None:
         """Take entries that this process just committed: saves their readers a query.
 
         Register it with `Committer.listen`.

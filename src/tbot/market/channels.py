@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from tbot.core import clock, money
+from tbot.market.booktopic import BookTopic, BookView
 from tbot.market.feed import (
     BestChanged,
     BookChanged,
@@ -24,14 +26,7 @@ from tbot.market.feed import (
 )
 from tbot.market.hub import Hub, gaps_total
 from tbot.market.ticker import Ticker
-from tbot.market.topics import (
-    BookTopic,
-    BookView,
-    LatestTopic,
-    Slow,
-    Topic,
-    TradesTopic,
-)
+from tbot.market.topics import LatestTopic, Slow, Topic, TradesTopic
 from tbot.venues.base import BestPrices, MarketTrade
 
 INTERVALS_MS: Final = (0, 50, 100, 250, 500, 1000, 5000)
@@ -189,8 +184,7 @@ class Market:
         common = (self._hub.next_number(), name, wish.parameters, slow)
         ring_bytes_max = self._hub.settings.queue_bytes_max
         if name == "book":
-            view: Callable[[], BookView | None] = lambda: self._source.book(symbol)
-            book = BookTopic(*common, ring_bytes_max, view)
+            book = BookTopic(*common, ring_bytes_max, partial(self._source.book, symbol))
             book.reset()
             return book
         if name == "trades":

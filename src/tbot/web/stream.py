@@ -31,10 +31,12 @@ from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
 from tbot.journal.cursors import Journal, Pool
 from tbot.market.channels import Market
-from tbot.market.hub import CLOSE_DRAIN, Hub, Output
+from tbot.market.hub import CLOSE_DRAIN, Hub
+from tbot.market.subscribers import Output
 from tbot.web.sockets import EXTENSION, AsgiOutput, SocketOutput, StreamSocket, denial
 from tbot.web.stream_account import DATABASE_TROUBLE
-from tbot.web.stream_session import PROTOCOL, Session
+from tbot.web.stream_session import Session
+from tbot.web.stream_words import PROTOCOL
 
 _log = structlog.get_logger(__name__)
 
@@ -228,16 +230,16 @@ class Streams:
                     if principal is None or session.subscriber.closing:
                         continue
                     try:
-                        if not await auth_flow.still_holds(self.auth, principal):
-                            if self.auth.clock() < principal.expires_at_s:
-                                session.end_session()
+                        lives = await auth_flow.still_holds(self.auth, principal)
+                        if not lives and self.auth.clock() < principal.expires_at_s:
+                            session.end_session()
                     except DATABASE_TROUBLE as error:
                         _log.warning("sessions_unchecked", error=repr(error))
                         break
 
 
 async def _deny(websocket: WebSocket, status: HTTPStatus, code: str, detail: str) -> None:
-    """Answer the handshake with a problem document, or with a plain 403 where that is all there is."""
+    """Answer the handshake with a problem document, or a plain 403 where there is nothing else."""
     _denied_total.labels(code).inc()
     headers = {"Retry-After": "2"} if status in (503, 429) else {}
     if "websocket.http.response" in websocket.scope.get("extensions", {}):

@@ -14,7 +14,7 @@ from tbot.core import money
 from tbot.core.errors import IntegrityError
 from tbot.journal.cursors import Cursor, Journal, Place, Pool, Recorded
 from tbot.ledger import store as ledger_store
-from tbot.market.hub import Subscriber
+from tbot.market.subscribers import Subscriber
 from tbot.market.topics import Frame, encode
 from tbot.orders import store as orders_store
 from tbot.orders.model import Order
@@ -42,16 +42,18 @@ async def read_snapshot(pool: Pool, account_id: UUID) -> tuple[Place, dict[str, 
     Raises:
         NotFound: No such account.
     """
-    async with pool.acquire() as connection:
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
-            head = await connection.fetchrow(
-                "SELECT seq, hash FROM streams WHERE account_id = $1", account_id
-            )
-            _, balances = await ledger_store.get_balances(connection, account_id)
-            _, positions = await orders_store.get_positions(connection, account_id)
-            orders = await orders_store.list_orders(
-                connection, [account_id], is_open=True, limit=OPEN_ORDERS_MAX
-            )
+    async with (
+        pool.acquire() as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        head = await connection.fetchrow(
+            "SELECT seq, hash FROM streams WHERE account_id = $1", account_id
+        )
+        _, balances = await ledger_store.get_balances(connection, account_id)
+        _, positions = await orders_store.get_positions(connection, account_id)
+        orders = await orders_store.list_orders(
+            connection, [account_id], is_open=True, limit=OPEN_ORDERS_MAX
+        )
     data = {
         "account_id": str(account_id),
         "balances": [

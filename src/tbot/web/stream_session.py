@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -22,10 +21,10 @@ from tbot.auth import flow as auth_flow
 from tbot.auth.flow import Principal
 from tbot.auth.tokens import TOKEN_BYTES_MAX
 from tbot.core import clock
-from tbot.core.errors import AuthError, TBotError, Unavailable
+from tbot.core.errors import AuthError, Unavailable
 from tbot.journal.chain import HASH_PREFIX_DIGITS
 from tbot.market.channels import CHANNELS, Channel, Denied, wanted
-from tbot.market.hub import Output, Subscriber
+from tbot.market.subscribers import Output, Subscriber
 from tbot.market.topics import Frame, Topic
 from tbot.web.stream_account import (
     DATABASE_TROUBLE,
@@ -34,56 +33,36 @@ from tbot.web.stream_account import (
     read_snapshot,
     snapshot_frame,
 )
+from tbot.web.stream_words import (
+    CHANNELS_PER_MESSAGE,
+    CLOSE_AUTH_EXPIRED,
+    CLOSE_AUTH_FAILED,
+    CLOSE_AUTH_TIMEOUT,
+    CLOSE_CLIENTS,
+    CLOSE_PROTOCOL,
+    CLOSE_RATE,
+    CLOSE_SESSION_OVER,
+    CLOSE_UNAVAILABLE,
+    FULL,
+    OFFENCES_MAX,
+    PROTOCOL,
+    WAITING_MAX,
+    Meter,
+    denial_of,
+    id_of,
+    is_wish,
+    problem,
+    resume_of,
+    uuid_of,
+)
 
 if TYPE_CHECKING:
     from tbot.web.stream import Streams
 
 _log = structlog.get_logger(__name__)
 
-PROTOCOL: Final = "tbot.v1.json"
-CLOSE_PROTOCOL: Final = 4000
-CLOSE_AUTH_FAILED: Final = 4001
-CLOSE_AUTH_TIMEOUT: Final = 4002
-CLOSE_SESSION_OVER: Final = 4003
-CLOSE_RATE: Final = 4102
-CLOSE_AUTH_EXPIRED: Final = 4103
-CLOSE_UNAVAILABLE: Final = 4104
-CLOSE_CLIENTS: Final = 4105
-
-BURST_S: Final = 2.0
-"""Inbound messages may come this many seconds' worth ahead of their sustained rate."""
-OFFENCES_MAX: Final = 20
-"""Messages over the rate that are answered with an error; then the connection is closed."""
-CHANNELS_PER_MESSAGE: Final = 20
-"""Subscriptions that a message may carry before it counts as another one."""
-WAITING_MAX: Final = 64
-"""Messages that may wait for the worker."""
-
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _received_total = Counter("tbot_stream_received", "Messages from clients.", ["op"])
-
-
-class Meter:
-    """How fast a client may talk: the generic cell rate algorithm.
-
-    Args:
-        per_s: Sustained messages per second; `BURST_S` seconds' worth may come at once.
-    """
-
-    __slots__ = ("_due_s", "_interval_s")
-
-    def __init__(self, per_s: float) -> None:
-        self._interval_s = 1 / per_s
-        self._due_s = 0.0
-
-    def take(self, now_s: float, cost: int = 1) -> float:
-        """Count `cost` messages; 0.0 when they fit, else the seconds until they would."""
-        due_s = max(self._due_s, now_s) + cost * self._interval_s
-        wait_s = due_s - now_s - BURST_S
-        if wait_s > 0:
-            return wait_s
-        self._due_s = due_s
-        return 0.0
 
 
 class Session:
@@ -220,7 +199,7 @@ class Session:
                 case "unsub":
                     self._unsub(message)
                 case "ping":
-                    self.subscriber.tell({"op": "pong", **_id_of(message)})
+                    self.subscriber.tell({"op": "pong", **id_of(message)})
                 case _:
                     self._tell_problem("unknown_op", "op is auth, sub, unsub or ping", message)
         except (*DATABASE_TROUBLE, Unavailable) as error:
@@ -271,7 +250,7 @@ class Session:
         self.subscriber.tell(
             {
                 "op": "authed",
-                **_id_of(message),
+                **id_of(message),
                 "user": str(principal.user_id),
                 "scopes": sorted(principal.scopes),
                 "expires_at": clock.stamp(expires_at),
@@ -319,26 +298,26 @@ class Session:
                 assert not isinstance(how, list)
                 if not self.subscriber.closing:
                     self._streams.hub.subscribe(self.subscriber, what, how)
-        self.subscriber.tell({"op": "subbed", **_id_of(message), "subs": answers})
+        self.subscriber.tell({"op": "subbed", **id_of(message), "subs": answers})
 
     async def _one(
         self, request: Any, full: bool
     ) -> tuple[dict[str, Any], tuple[Topic, int | None] | tuple[PrivateStream, list[Frame]] | None]:
         """Check one wish; what to answer and what to start."""
-        found = CHANNELS.get(request.get("channel")) if _is_wish(request) else None
+        found = CHANNELS.get(request.get("channel")) if is_wish(request) else None
         if found is None:
-            return _denied(Denied("unknown_channel", f"channels are {', '.join(CHANNELS)}")), None
+            return denial_of(Denied("unknown_channel", f"channels are {', '.join(CHANNELS)}")), None
         assert self.principal is not None
         if found.scope not in self.principal.scopes:
-            return _denied(Denied("insufficient_scope", f"needs the scope {found.scope}")), None
+            return denial_of(Denied("insufficient_scope", f"needs the scope {found.scope}")), None
         if found.private:
             return await self._private_wish(found, request, full)
         wish = wanted(found, request)
         topic = wish if isinstance(wish, Denied) else self._streams.market.topic(wish)
         if isinstance(topic, Denied):
-            return _denied(topic), None
+            return denial_of(topic), None
         if full and topic.number not in self.subscriber.subscriptions:
-            return _denied(_FULL), None
+            return denial_of(FULL), None
         answer = {"ch": topic.number, "channel": found.name, **topic.parameters}
         cursor: int | None = None
         resume = request.get("resume")
@@ -361,22 +340,22 @@ class Session:
     ) -> tuple[dict[str, Any], tuple[PrivateStream, list[Frame]] | None]:
         unknown = sorted(set(request) - {"channel", "account_id", "resume"})
         if unknown:
-            return _denied(Denied("bad_parameter", f"no such parameter: {unknown[0]:.40}")), None
-        account_id = _uuid(request.get("account_id"))
+            return denial_of(Denied("bad_parameter", f"no such parameter: {unknown[0]:.40}")), None
+        account_id = uuid_of(request.get("account_id"))
         assert self.principal is not None
         pool, journal = self._streams.pool, self._streams.journal
         if account_id is None or not await owns(pool, self.principal.user_id, account_id):
-            return _denied(Denied("not_found", "no such account, or it is not yours")), None
+            return denial_of(Denied("not_found", "no such account, or it is not yours")), None
         if full and not any(one.account_id == account_id for one in self._private.values()):
-            return _denied(_FULL), None
+            return denial_of(FULL), None
         resume = request.get("resume")
         place = None
         answer: dict[str, Any] = {"channel": channel.name, "account_id": str(account_id)}
         if resume is not None:
-            seq, prefix = _resume_of(resume)
+            seq, prefix = resume_of(resume)
             if prefix is None:
                 hint = f"resume is seq and hash, the first {HASH_PREFIX_DIGITS} hex digits"
-                return _denied(Denied("bad_parameter", hint)), None
+                return denial_of(Denied("bad_parameter", hint)), None
             place = await journal.find(account_id, seq, prefix)
             answer["recovered"] = place is not None
         data = None
@@ -419,7 +398,7 @@ class Session:
             else:
                 continue
             ended.append(number)
-        self.subscriber.tell({"op": "unsubbed", **_id_of(message), "chs": ended})
+        self.subscriber.tell({"op": "unsubbed", **id_of(message), "chs": ended})
 
     # The end
 
@@ -436,64 +415,3 @@ class Session:
             self._end(stream)
         self._private.clear()
         self._streams.dismiss(self)
-
-
-_FULL: Final = Denied(
-    "too_many_subscriptions", "the connection has as many subscriptions as it may"
-)
-
-
-def problem(
-    code: str,
-    why: str,
-    message: dict[str, Any] | None = None,
-    *,
-    temporary: bool = False,
-    retry_after_s: float | None = None,
-) -> dict[str, Any]:
-    """An `error` message; `message` is the one that it answers."""
-    return {
-        "op": "error",
-        **(_id_of(message) if message is not None else {}),
-        "code": code,
-        "msg": why,
-        "temporary": temporary,
-        "retry_after_ms": None if retry_after_s is None else max(1, round(retry_after_s * 1000)),
-    }
-
-
-def _id_of(message: dict[str, Any]) -> dict[str, int]:
-    """The message's own id, to be repeated in the answer; only small whole numbers are."""
-    value = message.get("id")
-    is_id = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
-    return {"id": value} if is_id and value is not None else {}
-
-
-def _denied(denied: Denied) -> dict[str, Any]:
-    return {"error": {"code": denied.code, "msg": denied.message, "temporary": denied.temporary}}
-
-
-def _is_wish(request: Any) -> bool:
-    return isinstance(request, dict) and isinstance(request.get("channel"), str)
-
-
-def _uuid(value: Any) -> UUID | None:
-    """A UUID in its canonical form only."""
-    try:
-        parsed = UUID(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-    return parsed if parsed is not None and str(parsed) == value else None
-
-
-def _resume_of(resume: Any) -> tuple[int, str | None]:
-    seq = resume.get("seq") if isinstance(resume, dict) else None
-    prefix = resume.get("hash") if isinstance(resume, dict) else None
-    well_formed = (
-        isinstance(seq, int)
-        and not isinstance(seq, bool)
-        and seq >= 0
-        and isinstance(prefix, str)
-        and len(prefix) == HASH_PREFIX_DIGITS
-    )
-    return (seq, prefix) if well_formed and isinstance(seq, int) else (0, None)

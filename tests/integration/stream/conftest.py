@@ -34,7 +34,7 @@ from tbot.web.sockets import uvicorn_options
 from tbot.web.stream import Streams, router
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from streamfakes import FakeFeed  # noqa: E402
+from streamfakes import FakeFeed
 
 PASSWORD = "correct horse battery staple"
 LIMITS = Limits(

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tbot.auth import flow
 from tbot.core.ids import new_id
-from tbot.market.topics import checksum
+from tbot.market.booktopic import checksum
 
 BTC = "BTC-USDT"
 

@@ -119,7 +119,7 @@ async def test_an_order_is_repeated_under_the_same_id_until_it_is_answered() -> 
         201,
     )
     async with server.client() as client:
-        order = await client.place(ACCOUNT, "BTC-USDT", "buy", quote_amount=Decimal("25"))
+        order = await client.place(ACCOUNT, "BTC-USDT", "buy", quote_amount=Decimal(25))
     assert order.average_price == Decimal(62000) and order.final
     assert order.fees[0].amount == Decimal("0.0000004")
     assert len(server.bodies) == 6

@@ -12,7 +12,8 @@ from streamfakes import FakeFeed, FakeOutput
 from tbot.core.settings import StreamSettings
 from tbot.market.channels import CHANNELS, Denied, Market, Wanted, wanted
 from tbot.market.feed import StaleChanged
-from tbot.market.hub import CLOSE_SILENT, CLOSE_SLOW, Hub, Subscriber
+from tbot.market.hub import CLOSE_SILENT, Hub
+from tbot.market.subscribers import CLOSE_SLOW, Subscriber
 from tbot.market.topics import Frame
 
 SYMBOL = "BTC-USDT"

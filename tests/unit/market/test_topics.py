@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamfakes import AT, FakeBook
-from tbot.market.topics import BookTopic, Frame, LatestTopic, Slow, TradesTopic, checksum, control
+from tbot.market.booktopic import BookTopic, checksum
+from tbot.market.topics import Frame, LatestTopic, Slow, TradesTopic, control
 from tbot.venues.base import Level
 
 

@@ -1,0 +1,113 @@
+"""The words of the stream: close codes, errors, and what a client's members may be. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from uuid import UUID
+
+from tbot.journal.chain import HASH_PREFIX_DIGITS
+from tbot.market.channels import Denied
+
+PROTOCOL: Final = "tbot.v1.json"
+CLOSE_PROTOCOL: Final = 4000
+CLOSE_AUTH_FAILED: Final = 4001
+CLOSE_AUTH_TIMEOUT: Final = 4002
+CLOSE_SESSION_OVER: Final = 4003
+CLOSE_RATE: Final = 4102
+CLOSE_AUTH_EXPIRED: Final = 4103
+CLOSE_UNAVAILABLE: Final = 4104
+CLOSE_CLIENTS: Final = 4105
+
+BURST_S: Final = 2.0
+"""Inbound messages may come this many seconds' worth ahead of their sustained rate."""
+OFFENCES_MAX: Final = 20
+"""Messages over the rate that are answered with an error; then the connection is closed."""
+CHANNELS_PER_MESSAGE: Final = 20
+"""Subscriptions that a message may carry before it counts as another one."""
+WAITING_MAX: Final = 64
+"""Messages that may wait for the worker."""
+
+
+class Meter:
+    """How fast a client may talk: the generic cell rate algorithm.
+
+    Args:
+        per_s: Sustained messages per second; `BURST_S` seconds' worth may come at once.
+    """
+
+    __slots__ = ("_due_s", "_interval_s")
+
+    def __init__(self, per_s: float) -> None:
+        self._interval_s = 1 / per_s
+        self._due_s = 0.0
+
+    def take(self, now_s: float, cost: int = 1) -> float:
+        """Count `cost` messages; 0.0 when they fit, else the seconds until they would."""
+        due_s = max(self._due_s, now_s) + cost * self._interval_s
+        wait_s = due_s - now_s - BURST_S
+        if wait_s > 0:
+            return wait_s
+        self._due_s = due_s
+        return 0.0
+
+
+FULL: Final = Denied("too_many_subscriptions", "the connection has as many subscriptions as it may")
+
+
+def problem(
+    code: str,
+    why: str,
+    message: dict[str, Any] | None = None,
+    *,
+    temporary: bool = False,
+    retry_after_s: float | None = None,
+) -> dict[str, Any]:
+    """An `error` message; `message` is the one that it answers."""
+    return {
+        "op": "error",
+        **(id_of(message) if message is not None else {}),
+        "code": code,
+        "msg": why,
+        "temporary": temporary,
+        "retry_after_ms": None if retry_after_s is None else max(1, round(retry_after_s * 1000)),
+    }
+
+
+def id_of(message: dict[str, Any]) -> dict[str, int]:
+    """The message's own id, to be repeated in the answer; only small whole numbers are."""
+    value = message.get("id")
+    is_id = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
+    return {"id": value} if is_id and value is not None else {}
+
+
+def denial_of(denied: Denied) -> dict[str, Any]:
+    """A refused wish, as `subbed` tells it."""
+    return {"error": {"code": denied.code, "msg": denied.message, "temporary": denied.temporary}}
+
+
+def is_wish(request: Any) -> bool:
+    """Whether this names a channel at all."""
+    return isinstance(request, dict) and isinstance(request.get("channel"), str)
+
+
+def uuid_of(value: Any) -> UUID | None:
+    """A UUID in its canonical form only."""
+    try:
+        parsed = UUID(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return parsed if parsed is not None and str(parsed) == value else None
+
+
+def resume_of(resume: Any) -> tuple[int, str | None]:
+    """Sequence and hash digits of a private resume place; no digits when it is none."""
+    seq = resume.get("seq") if isinstance(resume, dict) else None
+    prefix = resume.get("hash") if isinstance(resume, dict) else None
+    well_formed = (
+        isinstance(seq, int)
+        and not isinstance(seq, bool)
+        and seq >= 0
+        and isinstance(prefix, str)
+        and len(prefix) == HASH_PREFIX_DIGITS
+    )
+    return (seq, prefix) if well_formed and isinstance(seq, int) else (0, None)
