@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 
 from tbot.exchange.events import Best, Depth, MarketEvent, Snapshot, Timed, Trade
 from tbot.exchange.instruments import KNOWN, Instrument
+from tbot.exchange.quotes import Quotes
 
 _NS: Final = 1_000_000_000
 _TICK_NS: Final = 100_000_000  # depth is published every 100 ms
@@ -108,14 +109,12 @@ class SyntheticMarket:
         self._factors = [0.0, 0.0, 0.0]
         self._heat = 0.0
         self._lean = 0.0
-        self._bids: dict[int, int] = {}
-        self._asks: dict[int, int] = {}
-        self._changed_bids: set[int] = set()
-        self._changed_asks: set[int] = set()
+        self._bids = Quotes(-1)
+        self._asks = Quotes(1)
         self._top = (0, 0, 0, 0)
         self._fill_books()
-        self._changed_bids.clear()
-        self._changed_asks.clear()
+        self._bids.changed.clear()
+        self._asks.changed.clear()
 
     # Books
 
@@ -144,54 +143,31 @@ class SyntheticMarket:
         bid_max, ask_min = math.floor(self._mid - half), math.ceil(self._mid + half)
         if ask_min <= bid_max:
             ask_min = bid_max + 1
-        self._fill_side(self._bids, self._changed_bids, bid_max, -1)
-        self._fill_side(self._asks, self._changed_asks, ask_min, 1)
+        self._fill_side(self._bids, bid_max)
+        self._fill_side(self._asks, ask_min)
 
-    def _fill_side(self, side: dict[int, int], changed: set[int], edge: int, way: int) -> None:
-        wrong = [tick for tick in side if (tick - edge) * way < 0]
-        for tick in wrong:
-            del side[tick]
-            changed.add(tick)
-        best = (min(side) if way > 0 else max(side)) if side else None
-        if best is None or (best - edge) * way > self._character.gap * 0.5:
-            tick, count = edge, 0
-            while best is None or (best - tick) * way > 0:
-                side[tick] = self._size(count)
-                changed.add(tick)
-                count += 1
-                tick += way * self._gap(count)
-                if (best is None and count >= _LEVELS) or tick <= 0:
-                    break
-        if len(side) < _LEVELS:
-            tick = max(side) if way > 0 else min(side)
-            while len(side) < _LEVELS + 20 and tick > 1:
-                tick += way * self._gap(len(side))
-                if tick > 0:
-                    side[tick] = self._size(len(side))
-                    changed.add(tick)
-        elif len(side) > _LEVELS * 3 // 2:
-            for tick in sorted(side, reverse=way > 0)[: len(side) - _LEVELS]:
-                del side[tick]
-                changed.add(tick)
+    def _fill_side(self, side: Quotes, edge: int) -> None:
+        side.clear_better(edge)
+        if not side.levels or (side.best - edge) * side.way > self._character.gap * 0.5:
+            side.fill_from(edge, self._gap, self._size, _LEVELS)
+        if len(side.levels) < _LEVELS:
+            side.extend(_LEVELS + 20, self._gap, self._size)
+        elif len(side.levels) > _LEVELS * 3 // 2:
+            side.prune(_LEVELS)
 
     def _flicker(self) -> None:
         """Some levels near the top change, come or go."""
         random = self._random
-        for side, changed, way in (
-            (self._bids, self._changed_bids, -1),
-            (self._asks, self._changed_asks, 1),
-        ):
-            best = min(side) if way > 0 else max(side)
+        for side in (self._bids, self._asks):
             for _ in range(random.randint(0, 3)):
                 distance = int(random.expovariate(1.0 / 12.0))
-                tick = best + way * int(distance * self._character.gap)
+                tick = side.best + side.way * int(distance * self._character.gap)
                 if tick <= 0:
                     continue
-                if tick in side and tick != best and random.random() < 0.4:
-                    del side[tick]
+                if tick in side.levels and tick != side.best and random.random() < 0.4:
+                    side.drop(tick)
                 else:
-                    side[tick] = self._size(distance)
-                changed.add(tick)
+                    side.set(tick, self._size(distance))
 
     # The course of time
 
@@ -200,8 +176,8 @@ class SyntheticMarket:
         return Snapshot(
             self.symbol,
             self._update_id,
-            [self._level(tick, self._bids[tick]) for tick in sorted(self._bids, reverse=True)],
-            [self._level(tick, self._asks[tick]) for tick in sorted(self._asks)],
+            [self._level(*level) for level in sorted(self._bids.levels.items(), reverse=True)],
+            [self._level(*level) for level in sorted(self._asks.levels.items())],
         )
 
     def resume(self) -> list[int]:
@@ -226,7 +202,7 @@ class SyntheticMarket:
             for _ in range(_SUBSTEPS):
                 yield from self._step(at_ns, step_ns)
                 at_ns += step_ns
-            if self._changed_bids or self._changed_asks:
+            if self._bids.changed or self._asks.changed:
                 yield at_ns, self._depth(at_ns)
 
     def _step(self, at_ns: int, step_ns: int) -> Iterator[tuple[int, MarketEvent]]:
@@ -265,21 +241,19 @@ class SyntheticMarket:
         spread = 1.1 + (1.0 if random.random() < 0.05 else 0.0)
         size = character.trade_size * math.exp(random.gauss(0.0, 1.0) * spread)
         left = max(1, round(size * self._unit))
-        side, changed = (
-            (self._asks, self._changed_asks) if buys else (self._bids, self._changed_bids)
-        )
+        side = self._asks if buys else self._bids
         for _ in range(5):
-            best = min(side) if buys else max(side)
-            taken = min(left, side[best])
+            tick, there = side.best, side.best_size
+            taken = min(left, there)
             left -= taken
-            side[best] -= taken
-            if not side[best]:
-                del side[best]
-            changed.add(best)
+            if taken == there:
+                side.drop(tick)
+            else:
+                side.set(tick, there - taken)
             self._update_id += 1
             self._trade_id += 1
-            yield at_ns, self._print(at_ns, best, taken, not buys)
-            if not left or len(side) < _LEVELS // 2:
+            yield at_ns, self._print(at_ns, tick, taken, not buys)
+            if not left or len(side.levels) < _LEVELS // 2:
                 break
         # A trade moves the reference a little its own way: order flow has impact.
         pressure = character.volatility * 0.15 * self._mid
@@ -315,8 +289,8 @@ class SyntheticMarket:
 
     def _best(self) -> Best | None:
         """Best prices if they changed."""
-        bid, ask = max(self._bids), min(self._asks)
-        top = (bid, self._bids[bid], ask, self._asks[ask])
+        bid, ask = self._bids.best, self._asks.best
+        top = (bid, self._bids.best_size, ask, self._asks.best_size)
         if top == self._top:
             return None
         self._top = top
@@ -342,15 +316,11 @@ class SyntheticMarket:
         self._update_id += 1
         first_id, self._first_id = self._first_id, self._update_id + 1
         texts, sides = [], []
-        for side, changed in (
-            (self._bids, self._changed_bids),
-            (self._asks, self._changed_asks),
-        ):
+        for side in (self._bids, self._asks):
             pairs = [
-                (_text(tick, self._price_scale), _text(side.get(tick, 0), self._size_scale))
-                for tick in sorted(changed)
+                (_text(tick, self._price_scale), _text(size, self._size_scale))
+                for tick, size in side.take_changed()
             ]
-            changed.clear()
             texts.append(",".join(f'["{price}","{size}"]' for price, size in pairs))
             sides.append([(Decimal(price), Decimal(size)) for price, size in pairs])
         at_ms = self._ms(at_ns)
