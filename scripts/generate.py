@@ -26,7 +26,7 @@ from tbot.core.settings import Settings
 from tbot.db.cluster import environment
 from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.migrate import migrate, next_file
-from tbot.web.problems import problems_page
+from tbot.web.problems import catalogue_markdown
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 
@@ -170,7 +170,7 @@ def main() -> int:
         case ["docs"]:
             (DOCS / "settings.md").write_text(settings_page())
             (DOCS / "refusals.md").write_text(refusals_page())
-            (DOCS / "problems.md").write_text(problems_page())
+            (DOCS / "problems.md").write_text(catalogue_markdown())
         case ["schema"]:
             (DOCS / "schema.sql").write_text(asyncio.run(_replayed()))
         case ["migration", name]:

@@ -13,7 +13,6 @@ import signal
 import sys
 from pathlib import Path
 from typing import Final, NoReturn
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -41,6 +40,7 @@ class ExchangeChild:
 
     def __init__(self, settings: ExchangeSettings, data_dir: Path, log: Path) -> None:
         self._settings = settings
+        self._port = settings.port
         self._data_dir = data_dir
         self._log_file = log
         self._process: Process | None = None
@@ -85,7 +85,7 @@ class ExchangeChild:
         return [
             f"--data-dir={self._data_dir}",
             f"--host={self._settings.host}",
-            f"--port={self._settings.port}",
+            f"--port={self._port}",
             "--die-with-parent",
         ]
 
@@ -120,14 +120,14 @@ class ExchangeChild:
 
     async def _listens(self) -> bool:
         found = credentials.load(self._data_dir)
-        address = urlsplit(found.url) if found is not None else None
-        if address is None or address.hostname is None:
+        if found is None or not found.port:
             return False
         try:
-            _, writer = await asyncio.open_connection(address.hostname, address.port)
+            _, writer = await asyncio.open_connection(found.host, found.port)
         except OSError:
             return False
         writer.close()
+        self._port = found.port  # after a restart it is found where it was
         return True
 
     def _said(self) -> str:

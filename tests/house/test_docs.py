@@ -41,7 +41,9 @@ async def test_the_schema_is_what_the_migrations_make(
 
 def test_migrations_leave_transactions_to_the_runner() -> None:
     for migration in migrations():
-        words = {line.split("--")[0].strip().upper().rstrip(";") for line in migration.sql.split("\n")}
+        words = {
+            line.split("--")[0].strip().upper().rstrip(";") for line in migration.sql.split("\n")
+        }
         assert not words & {"BEGIN TRANSACTION", "COMMIT", "ROLLBACK"}, migration.name
 
 
