@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tbot.auth.scopes import Scope
-from tbot.web import openapi
+from tbot.web import docs_page, openapi
 from tbot.web.routes import required_scopes
 
 
@@ -134,3 +134,15 @@ async def test_docs_can_be_turned_off(new_site: Any, problem: Any) -> None:
     async with site.client() as client:
         for path in ("/docs", "/openapi.json", "/redoc"):
             problem(await client.get(path), 404, "not_found")
+
+
+async def test_without_the_package_of_the_page_the_document_still_serves(
+    new_site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docs_page, "_PACKAGE", "no_such_package")
+    site = await new_site()
+    async with site.client() as client:
+        page = await client.get("/docs")
+        assert page.status_code == 200
+        assert "/openapi.json" in page.text
+        assert (await client.get("/openapi.json")).status_code == 200

@@ -85,6 +85,21 @@ async def test_twenty_concurrent_orders_against_funds_for_one(site: Any) -> None
         assert balances["balances"][0]["total"] == "10"
 
 
+async def test_twenty_concurrent_orders_at_two_processes_against_funds_for_one(
+    site: Any, new_site: Any
+) -> None:
+    other = await new_site()
+    async with site.client("ann") as client, other.client("ann") as elsewhere:
+        account = await site.account(client, USDT="10")
+        body = {**ORDER, "account_id": account["id"]}
+        answers = await asyncio.gather(
+            *(one.post("/v1/orders", json=body) for one in (client, elsewhere) * 10)
+        )
+        assert sorted(answer.status_code for answer in answers) == [201] + [422] * 19
+        orders = (await elsewhere.get("/v1/orders")).json()["items"]
+        assert len(orders) == 1
+
+
 async def test_prefer_wait_answers_when_the_venue_has_spoken(site: Any) -> None:
     async with site.client("ann") as client:
         account = await site.account(client)
