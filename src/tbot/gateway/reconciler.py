@@ -203,7 +203,7 @@ class Reconciler:
         gone = [
             tracked
             for tracked in before
-            if tracked.order.venue_client_id not in listed
+            if tracked.client_id not in listed
             and not tracked.order.final
             and not tracked.placing
             and not tracked.sendable

@@ -24,6 +24,7 @@ class Tracked:
 
     Attributes:
         order: Its newest version known here.
+        client_id: The id that the venue knows it by.
         mine: It was accepted while this process held the lease, so that nobody else can have sent
             it, and it may be sent. Whatever was found at the start is only ever asked about.
         attempted: Its placement may have been written.
@@ -34,12 +35,13 @@ class Tracked:
     """
 
     __slots__ = (
-        "attempted", "cancel_after_s", "canceling", "cancels", "doubt", "mine", "order", "placing",
-        "send_by_s",
+        "attempted", "cancel_after_s", "canceling", "cancels", "client_id", "doubt", "mine",
+        "order", "placing", "send_by_s",
     )  # fmt: skip
 
     def __init__(self, order: Order, *, mine: bool) -> None:
         self.order = order
+        self.client_id = order.venue_client_id
         self.mine = mine
         self.attempted = False
         self.placing = False
@@ -130,13 +132,13 @@ class OpenOrders:
         tracked = self._open.get(order.id)
         if tracked is None:
             if order.final:
-                self._remember(order)
+                self._remember(order, order.venue_client_id)
                 return None
-            if order.venue_client_id in self._ended and order.parent_id is None:
-                return None  # an older version of an order that ended meanwhile
             tracked = Tracked(order, mine=mine)
+            if tracked.client_id in self._ended and order.parent_id is None:
+                return None  # an older version of an order that ended meanwhile
             self._open[order.id] = tracked
-            self._by_client_id[order.venue_client_id] = tracked
+            self._by_client_id[tracked.client_id] = tracked
         self.update(order)
         return self._open.get(order.id)
 
@@ -145,18 +147,18 @@ class OpenOrders:
         tracked = self._open.get(order.id)
         if tracked is None:
             if order.final:
-                self._remember(order)
+                self._remember(order, order.venue_client_id)
             return
         if order.seq >= tracked.order.seq:
             tracked.order = order
             if order.final:
                 del self._open[order.id]
-                self._by_client_id.pop(order.venue_client_id, None)
-                self._remember(order)
+                self._by_client_id.pop(tracked.client_id, None)
+                self._remember(order, tracked.client_id)
 
-    def _remember(self, order: Order) -> None:
-        known = self._ended.get(order.venue_client_id)
+    def _remember(self, order: Order, client_id: str) -> None:
+        known = self._ended.get(client_id)
         if known is None or known.id != order.id or order.seq >= known.seq:
-            self._ended[order.venue_client_id] = order
+            self._ended[client_id] = order
         while len(self._ended) > _RECENT_MAX:
             self._ended.popitem(last=False)

@@ -66,7 +66,7 @@ async def main(dsn: str, url: str, key: str, secret: str, account: str, seed: st
     feed.start([instruments["BTC-USDT"]])
     while not feed.synced or feed.best("BTC-USDT") is None:
         await asyncio.sleep(0.01)
-    print("ready", flush=True)  # noqa: T201
+    print("ready", flush=True)
     placed: list[UUID] = []
     while True:
         now = feed.reference("BTC-USDT")
@@ -91,7 +91,7 @@ async def main(dsn: str, url: str, key: str, secret: str, account: str, seed: st
         )
         if not isinstance(outcome, Refused):
             order = outcome.result.order
-            print(order.id, flush=True)  # noqa: T201
+            print(order.id, flush=True)
             placed.append(order.id)
         if placed and rng.random() < 0.2:
             order_id = rng.choice(placed)
