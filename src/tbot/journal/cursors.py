@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import asyncpg
@@ -45,6 +45,15 @@ WHERE account_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"""
 _HASH = "SELECT hash FROM journal WHERE account_id = $1 AND seq = $2"
 _HEAD = "SELECT seq, hash FROM streams WHERE account_id = $1"
 _HEADS = "SELECT account_id, seq FROM streams WHERE account_id = ANY($1::uuid[])"
+
+
+DATABASE_TROUBLE: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that died between two of its own steps
+    OSError,
+)
+"""What a query raises while the database is away: worth another try."""
 
 
 class Pool(Protocol):
@@ -265,12 +274,7 @@ class Journal:
             if self._watched:
                 try:
                     await self.sweep()
-                except (
-                    OSError,
-                    asyncpg.PostgresError,
-                    asyncpg.InterfaceError,
-                    TimeoutError,
-                ) as error:
+                except DATABASE_TROUBLE as error:
                     _log.warning("sweep_failed", error=repr(error))
 
     async def sweep(self) -> None:

@@ -29,12 +29,11 @@ from tbot.auth.sessions import TOPIC as SESSIONS_TOPIC
 from tbot.core.bus import Bus, wait_for_wake
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
-from tbot.journal.cursors import Journal, Pool
+from tbot.journal.cursors import DATABASE_TROUBLE, Journal, Pool
 from tbot.market.channels import Market
 from tbot.market.hub import CLOSE_DRAIN, Hub
 from tbot.market.subscribers import Output
 from tbot.web.sockets import EXTENSION, AsgiOutput, SocketOutput, StreamSocket, denial
-from tbot.web.stream_account import DATABASE_TROUBLE
 from tbot.web.stream_session import Session
 from tbot.web.stream_words import PROTOCOL
 

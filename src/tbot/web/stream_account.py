@@ -7,24 +7,22 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
-import asyncpg
 import structlog
 
 from tbot.core import money
 from tbot.core.errors import IntegrityError
-from tbot.journal.cursors import Cursor, Journal, Place, Pool, Recorded
+from tbot.journal.cursors import DATABASE_TROUBLE, Cursor, Journal, Place, Pool, Recorded
 from tbot.ledger import store as ledger_store
 from tbot.market.subscribers import Subscriber
 from tbot.market.topics import Frame, encode
 from tbot.orders import store as orders_store
 from tbot.orders.model import Order
+from tbot.web.stream_words import CLOSE_UNAVAILABLE
 
 _log = structlog.get_logger(__name__)
 
 OPEN_ORDERS_MAX: Final = 1000
 CLOSE_STATE_LOST: Final = 4202
-
-DATABASE_TROUBLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 async def owns(pool: Pool, user_id: UUID, account_id: UUID) -> bool:
@@ -165,6 +163,10 @@ class PrivateStream:
             # The journal is not what this client was told: it must start from a snapshot.
             _log.error("stream_state_lost", account=str(self.account_id), error=str(error))
             self._subscriber.close(CLOSE_STATE_LOST, "the stream was restored to another state")
+        except Exception:
+            # A bug, but the client must not be left with a stream that silently stands still.
+            self._subscriber.close(CLOSE_UNAVAILABLE, "the stream cannot go on")
+            raise
         finally:
             self._cursor.close()
 

@@ -23,11 +23,11 @@ from tbot.auth.tokens import TOKEN_BYTES_MAX
 from tbot.core import clock
 from tbot.core.errors import AuthError, Unavailable
 from tbot.journal.chain import HASH_PREFIX_DIGITS
+from tbot.journal.cursors import DATABASE_TROUBLE
 from tbot.market.channels import CHANNELS, Channel, Denied, wanted
 from tbot.market.subscribers import Output, Subscriber
 from tbot.market.topics import Frame, Topic
 from tbot.web.stream_account import (
-    DATABASE_TROUBLE,
     PrivateStream,
     owns,
     read_snapshot,

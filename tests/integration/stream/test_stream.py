@@ -6,11 +6,13 @@ import asyncio
 import json
 from typing import Any
 
+import asyncpg
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tbot.auth import flow
 from tbot.core.ids import new_id
+from tbot.journal.cursors import Journal
 from tbot.market.booktopic import checksum
 
 BTC = "BTC-USDT"
@@ -225,6 +227,37 @@ async def test_a_place_that_is_not_in_the_journal_recovers_nothing(stack: Any) -
         assert sub["error"]["code"] == "bad_parameter"
 
 
+async def test_a_database_that_is_away_delays_a_private_stream_and_a_bug_closes_it(
+    stack: Any, monkeypatch: Any
+) -> None:
+    account_id = await stack.account(USDT="1000")
+    client = await stack.client()
+    await client.sub({"channel": "account", "account_id": str(account_id)})
+    snap = await client.hear()
+    faults: list[Exception] = [
+        asyncpg.InternalClientError("another operation is in progress"),
+        asyncpg.ConnectionDoesNotExistError("gone"),
+        ConnectionRefusedError("down"),
+    ]
+    read = Journal._read
+
+    async def faulty(self: Journal, *args: Any) -> Any:
+        if faults:
+            raise faults.pop(0)
+        return await read(self, *args)
+
+    monkeypatch.setattr(Journal, "_read", faulty)
+    monkeypatch.setattr(Journal, "remember", lambda self, entries: None)
+    monkeypatch.setattr(Journal, "remembered", lambda self, *args: [])
+    await stack.desk.place(account_id)
+    stack.desk.bus.wake([f"head:{account_id}"])
+    assert (await client.hear())["seq"] == snap["seq"] + 1
+    assert not faults
+    faults.append(RuntimeError("a bug"))
+    stack.desk.bus.wake([f"head:{account_id}"])
+    assert await client.closed() == 4104
+
+
 async def test_anothers_account_looks_like_a_missing_one(stack: Any) -> None:
     await stack.user("mallory")
     account_id = await stack.account(USDT="1000")
@@ -251,13 +284,13 @@ async def test_a_token_without_the_scope_gets_no_account(stack: Any) -> None:
 
 
 async def test_an_expired_token_closes_and_a_fresh_one_in_time_does_not(new_stack: Any) -> None:
-    stack = await new_stack(access_ttl_s=10)
+    stack = await new_stack(access_ttl_s=30)
     await stack.user()
     await stack.user("bob")
-    stack.auth.settings.access_ttl_s = 1
+    stack.auth.settings.access_ttl_s = 3
     stack.tokens["alice"] = await stack.login()
     ends, stays = await stack.client(), await stack.client()
-    stack.auth.settings.access_ttl_s = 10
+    stack.auth.settings.access_ttl_s = 30
     await stays.say(op="auth", id=2, token=stack.tokens["bob"])
     assert (await stays.hear())["code"] == "user_mismatch"
     await stays.say(op="auth", id=3, token=await stack.login())
