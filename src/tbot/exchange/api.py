@@ -24,6 +24,7 @@ class Call:
         weight_refused: Charged only when the call is refused (orders and cancels).
         signed: Whether it needs an API key and a signature.
         changes_orders: Whether fault knobs for order requests apply.
+        changes_state: Whether it writes to the log.
     """
 
     run: Callable[[Caller, Params], Any]
@@ -31,6 +32,7 @@ class Call:
     weight_refused: int = 0
     signed: bool = False
     changes_orders: bool = False
+    changes_state: bool = False
 
 
 def _depth_weight(params: Params) -> int:
@@ -55,12 +57,16 @@ CALLS: Final[Mapping[str, Call]] = {
     "ticker.24hr": Call(reading.ticker_24hr, _by_symbol(2, 80)),
     "ticker.price": Call(reading.ticker_price, _by_symbol(2, 4)),
     "ticker.book": Call(reading.ticker_book, _by_symbol(2, 4)),
-    "order.place": Call(trading.place, 0, 1, signed=True, changes_orders=True),
+    "order.place": Call(trading.place, 0, 1, signed=True, changes_orders=True, changes_state=True),
     "order.test": Call(trading.place_test, 1, signed=True),
     "order.status": Call(trading.status, 4, signed=True),
-    "order.cancel": Call(trading.cancel, 0, 1, signed=True, changes_orders=True),
+    "order.cancel": Call(
+        trading.cancel, 0, 1, signed=True, changes_orders=True, changes_state=True
+    ),
     "openOrders.status": Call(trading.open_orders, _by_symbol(6, 80), signed=True),
-    "openOrders.cancelAll": Call(trading.cancel_all, 0, 1, signed=True, changes_orders=True),
+    "openOrders.cancelAll": Call(
+        trading.cancel_all, 0, 1, signed=True, changes_orders=True, changes_state=True
+    ),
     "allOrders": Call(trading.all_orders, 20, signed=True),
     "myTrades": Call(
         trading.my_trades, lambda params: 5 if params.get("orderId") else 20, signed=True
@@ -68,7 +74,7 @@ CALLS: Final[Mapping[str, Call]] = {
     "account.status": Call(trading.account_status, 20, signed=True),
     "account.commission": Call(trading.account_commission, 20, signed=True),
     "account.rateLimits.orders": Call(trading.order_limits, 40, signed=True),
-    "paper.deposit": Call(trading.deposit, 1, signed=True),
+    "paper.deposit": Call(trading.deposit, 1, signed=True, changes_state=True),
 }
 
 

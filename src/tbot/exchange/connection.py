@@ -210,6 +210,10 @@ class Connection(asyncio.Protocol):
     # WebSocket
 
     def _upgrade(self, rest: bytes) -> None:
+        if self._headers.get(b"upgrade", b"").lower() != b"websocket":
+            self._closing = True  # answered as plain HTTP; what follows is another protocol
+            self.say(b"")
+            return
         protocol = ServerProtocol()
         headers = Headers()
         for name, value in self._header_list:

@@ -64,9 +64,9 @@ class Derived:
 
     def on_event(self, event: MarketEvent) -> None:
         """Send what an event makes due; the tape has told of the event already."""
-        wanted = self._hub.wanted_streams()
-        if not wanted:
+        if self._hub.is_silent:
             return
+        wanted = self._hub.wanted_streams()
         stream = event.symbol.lower()
         if isinstance(event, Trade):
             if f"{stream}@aggTrade" in wanted:

@@ -6,9 +6,11 @@ the `faults` setting) and used up by the next requests that it applies to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import structlog
 
 from tbot.core.clock import wall_ms
 from tbot.core.errors import ExchangeRefusal
@@ -16,6 +18,8 @@ from tbot.exchange.api import CALLS, invoke
 from tbot.exchange.floor import Floor
 from tbot.exchange.params import Caller, mandatory
 from tbot.exchange.signing import ApiKey, timely
+
+_log = structlog.get_logger(__name__)
 
 _TIMING: Final = {
     -1021: "Timestamp for this request is outside of the recvWindow.",
@@ -75,10 +79,14 @@ class Gate:
     Args:
         floor: What the calls act on.
         keys: API keys by their text.
+        broken: Ends the process; called when a call failed in a way that it must not.
     """
 
-    def __init__(self, floor: Floor, keys: Mapping[str, ApiKey]) -> None:
+    def __init__(
+        self, floor: Floor, keys: Mapping[str, ApiKey], broken: Callable[[], None]
+    ) -> None:
         self.floor = floor
+        self._broken = broken
         self._keys = keys
         self.faults = Faults()
 
@@ -144,7 +152,18 @@ class Gate:
             raise ExchangeRefusal(-1003, "Too many requests.", 429, 1)
         if kind == "not_found":
             raise ExchangeRefusal(-2013, "Order does not exist.")
-        result = invoke(Caller(self.floor, address, wall_ms(), account), name, params)
+        try:
+            result = invoke(Caller(self.floor, address, wall_ms(), account), name, params)
+        except ExchangeRefusal:
+            raise
+        except Exception:  # noqa: BLE001 - a bug: logged, answered, and fatal where it must be
+            _log.exception("call_failed", method=name)
+            if CALLS[name].changes_state:
+                # Memory may be ahead of the log now. A restart from the log is the way back.
+                self._broken()
+            raise ExchangeRefusal(
+                -1000, "An unknown error occurred while processing the request.", 500
+            ) from None
         if kind == "timeout_after":
             raise TIMEOUT
         return result

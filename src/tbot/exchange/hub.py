@@ -103,6 +103,11 @@ class Hub:
         """Whether anyone listens to a stream."""
         return stream in self._raw or stream in self._combined
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody listens to any market stream."""
+        return not self._raw and not self._combined
+
     def wanted_streams(self) -> set[str]:
         """Every stream that someone listens to."""
         return self._raw.keys() | self._combined.keys()

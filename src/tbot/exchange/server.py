@@ -64,6 +64,11 @@ def open_source(settings: ExchangeSettings, state: State) -> tuple[Source, int]:
     return Synthetic(settings.seed, wall_ms(), resume), 0
 
 
+def _end_at_once() -> None:
+    """End the process without another word to anyone: the log is right, memory is not."""
+    os._exit(1)
+
+
 class Server:
     """Everything of one running exchange.
 
@@ -96,7 +101,7 @@ class Server:
         self.hub = Hub(self.outbox)
         self.floor = Floor(settings, state, source.instruments(), self.log, self.outbox, self.hub)
         self.floor.open_books(source.openings())
-        self.gate = Gate(self.floor, self._credentials.keys())
+        self.gate = Gate(self.floor, self._credentials.keys(), _end_at_once)
         self.rest = Rest(self.gate, self.session, self.drop_user_streams)
         self.connections: set[Connection] = set()
         self._tasks = Tasks("exchange", self._failed)
@@ -185,7 +190,7 @@ class Server:
         except OSError as error:
             # Memory is ahead of the disk now. Saying anything more would be a lie.
             _log.error("log_write_failed", error=str(error))
-            os._exit(1)
+            _end_at_once()
 
     def _failed(self, _name: str, error: BaseException) -> None:
         self._failure = error

@@ -159,7 +159,7 @@ async def test_socket_answers(exchange: Any, vectors: dict[str, Any]) -> None:
     async with exchange.client.socket() as ws:
         for name, (method, params) in calls.items():
             answer = await ws.call(method, **params)
-            vector = vectors[f"Socket/Spot/{name}"] if f"Socket/Spot/{name}" in vectors else None
+            vector = vectors.get(f"Socket/Spot/{name}")
             assert answer["status"] == 200, answer
             if vector is not None:
                 problems += compare(answer["result"], vector["result"], method)
