@@ -13,9 +13,9 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 import asyncpg
@@ -39,7 +39,7 @@ from tbot.journal.committer import Committer
 from tbot.orders import store
 from tbot.orders.model import Order
 from tbot.venues.backoff import FullJitter
-from tbot.venues.base import Instrument, OrderReport, StreamGap
+from tbot.venues.base import Instrument, OrderReport, StreamGap, UserEvent
 
 _log = structlog.get_logger(__name__)
 
@@ -134,7 +134,11 @@ class Gateway:
     def _committed(self, entries: Sequence[Committed]) -> None:
         """The short way from the committer: no database in between."""
         if self._epoch is not None:
-            self._epoch.committed(entries)
+            try:
+                self._epoch.committed(entries)
+            except Exception:  # noqa: BLE001
+                # The write path must not suffer; the look into the tables finds what was lost.
+                _log.exception("committed_entries_not_taken", entries=len(entries))
 
     async def _live(self) -> None:
         venue = self._parts.venue
@@ -329,12 +333,14 @@ class _Epoch:
             self._sender.cancel(tracked)
 
     async def _listen(self) -> None:
-        async for event in self._parts.venue.user_events():
-            if isinstance(event, OrderReport):
-                await self._reports.submit(event)
-            elif isinstance(event, StreamGap):
-                self._gap = event.why
-                self._sweep_due.set()
+        events = cast("AsyncGenerator[UserEvent]", self._parts.venue.user_events())
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if isinstance(event, OrderReport):
+                    await self._reports.submit(event)
+                elif isinstance(event, StreamGap):
+                    self._gap = event.why
+                    self._sweep_due.set()
 
     async def _sweeps(self) -> None:
         """Compare open orders after every gap of the stream, and from time to time."""

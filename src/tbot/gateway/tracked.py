@@ -14,6 +14,8 @@ from tbot.orders.reconcile import Doubt
 from tbot.venues.base import OrderReport, VenueStatus
 
 _RECENT_MAX: Final = 10_000
+# An order that T-Bot itself holds until its trigger has no placement to doubt.
+_UNPLACED: Final = frozenset({State.PENDING_NEW, State.PENDING_CANCEL, State.UNKNOWN})
 _ENDED: Final = frozenset(
     {VenueStatus.FILLED, VenueStatus.CANCELED, VenueStatus.REJECTED, VenueStatus.EXPIRED}
 )
@@ -71,7 +73,7 @@ class Tracked:
     def doubtful(self) -> bool:
         """Whether its placement's outcome has to be asked for."""
         return (
-            not self.order.final
+            self.order.state in _UNPLACED
             and not self.confirmed
             and not self.placing
             and (self.attempted or not self.mine or self.order.state is State.UNKNOWN)

@@ -296,7 +296,7 @@ class Venue(Protocol):
         """Every execution of one order."""
 
     async def balances(self) -> Mapping[str, tuple[Decimal, Decimal]]:
-        """asset → (free, locked) of the venue account."""
+        """Asset → (free, locked) of the venue account."""
 
     async def deposit(self, deposit_id: str, asset: str, amount: Decimal) -> None:
         """Give the paper account funds; the same id again changes nothing."""

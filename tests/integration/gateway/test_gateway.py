@@ -430,6 +430,24 @@ async def test_a_venue_that_lost_its_memory_halts_trading(
     await desk.verified()
 
 
+async def test_a_lost_lease_begins_a_new_epoch(
+    desk: Any, scripted: Any, new_gateway: Any, trader: Any, pool: Any
+) -> None:
+    """A lost lease ends the epoch; the next one asks for everything and goes on."""
+    gateway = await new_gateway(desk, scripted)
+    account = await desk.open(USDT="1000")
+    order = await trader.place(account)
+    await trader.until(order, lambda o: o.state is State.NEW)
+    await pool.execute("UPDATE leases SET epoch = epoch + 1, expires_at = now()")
+    await until(lambda: not gateway.ready.is_set())
+    scripted.fill(order.venue_client_id)  # while nobody listens
+    await trader.until(order, lambda o: o.state is State.FILLED)
+    await until(gateway.ready.is_set)
+    later = await trader.place(account)
+    await trader.until(later, lambda o: o.state is State.NEW)
+    await desk.verified()
+
+
 async def test_a_lease_has_one_holder(database_url: str) -> None:
     from tbot.gateway.lease import Lease
 

@@ -304,3 +304,19 @@ async def test_market_streams_reconnect_with_a_gap(venue: BinanceVenue, nasty: A
         assert isinstance(last, MarketTrade)
     await events.aclose()  # type: ignore[attr-defined]
     await until(lambda: not nasty.market)
+
+
+async def test_readers_of_private_events_come_and_go(venue: BinanceVenue, nasty: Any) -> None:
+    first = venue.user_events()
+    assert isinstance(await anext(first), StreamGap)
+    second = venue.user_events()
+    assert isinstance(await anext(second), StreamGap)
+    await first.aclose()  # type: ignore[attr-defined]
+    await nasty.event(execution("tbOne"))
+    report = await anext(second)
+    assert isinstance(report, OrderReport)
+    await second.aclose()  # type: ignore[attr-defined]
+    await nasty.event(execution("tbLost"))
+    third = venue.user_events()
+    assert isinstance(await anext(third), StreamGap), "what nobody read is a gap"
+    await third.aclose()  # type: ignore[attr-defined]

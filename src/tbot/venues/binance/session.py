@@ -63,9 +63,9 @@ class ApiSession:
         self._replace = asyncio.Event()
         self._terminated = asyncio.Event()
         # Overflow policy: everything waiting is dropped for one StreamGap, whose sweep finds it.
-        self._events: asyncio.Queue[UserEvent] = asyncio.Queue(events_max)
+        self._events: asyncio.Queue[UserEvent] | None = None
+        self._events_max = events_max
         self._tasks = Tasks("binance-session")
-        self._listened = False
         self._open: set[ApiConnection] = set()
         self.dropped = 0
 
@@ -104,15 +104,16 @@ class ApiSession:
 
     async def events(self) -> AsyncIterator[UserEvent]:
         """Private events for ever, beginning with a `StreamGap`; for one reader at a time."""
-        self._listened = True
+        # A queue of the reader's own: an earlier one that is cleaned up late takes nothing along.
+        events: asyncio.Queue[UserEvent] = asyncio.Queue(self._events_max)
+        self._events = events
         try:
             yield StreamGap("listening")
             while True:
-                yield await self._events.get()
+                yield await events.get()
         finally:
-            self._listened = False
-            while not self._events.empty():
-                self._events.get_nowait()
+            if self._events is events:
+                self._events = None
 
     async def _keep(self) -> None:
         backoff = FullJitter()
@@ -231,13 +232,14 @@ class ApiSession:
             _log.warning("venue_error_without_id", error=message["error"])
 
     def _put(self, event: UserEvent) -> None:
-        if not self._listened:
+        events = self._events
+        if events is None:
             return  # whoever comes begins with a gap
         try:
-            self._events.put_nowait(event)
+            events.put_nowait(event)
         except asyncio.QueueFull:
-            self.dropped += self._events.qsize() + 1
-            while not self._events.empty():
-                self._events.get_nowait()
-            self._events.put_nowait(StreamGap("events overflowed"))
+            self.dropped += events.qsize() + 1
+            while not events.empty():
+                events.get_nowait()
+            events.put_nowait(StreamGap("events overflowed"))
             _log.error("venue_events_overflowed", dropped=self.dropped)
