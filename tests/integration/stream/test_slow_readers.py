@@ -117,6 +117,18 @@ async def test_pings_of_a_peer_that_does_not_read_do_not_pile_up(
     raw.close()
 
 
+async def test_a_message_that_is_not_utf_8_ends_the_connection(stack: Any) -> None:
+    raw = await deaf_client(stack, {"op": "auth", "token": stack.tokens["alice"]})
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(raw, masked(1, b'{"op":"\xff"}'))
+    received = b""
+    async with asyncio.timeout(10):
+        while chunk := await loop.sock_recv(raw, 4096):
+            received += chunk
+    assert (1007).to_bytes(2, "big") in received
+    raw.close()
+
+
 async def test_stopping_with_stalled_readers_takes_no_longer(
     new_stack: Any, eventually: Any
 ) -> None:

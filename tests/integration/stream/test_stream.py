@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -14,6 +15,7 @@ from tbot.auth import flow
 from tbot.core.ids import new_id
 from tbot.journal.cursors import Journal
 from tbot.market.booktopic import checksum
+from tbot.web.orders import order_json
 
 BTC = "BTC-USDT"
 
@@ -196,6 +198,11 @@ async def test_an_account_is_its_snapshot_and_then_every_entry(stack: Any) -> No
     order = (await stack.desk.place(account_id)).result.order
     delta = await client.hear()
     assert delta["seq"] == snap["seq"] + 1 and delta["prev"] == snap["seq"]
+    # A snapshot shows open orders exactly as REST does.
+    later = await stack.client()
+    await later.sub({"channel": "account", "account_id": str(account_id)})
+    shown = (await later.hear())["data"]["orders"]
+    assert shown == [json.loads(msgspec.json.encode(order_json(order)))]
     assert delta["data"]["kind"] == "order.accepted"
     assert delta["data"]["data"]["accepted"]["id"] == str(order.id)
     # Another client resumes from the snapshot's place and gets the same entry.
