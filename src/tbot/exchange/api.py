@@ -51,6 +51,8 @@ CALLS: Final[Mapping[str, Call]] = {
     "exchangeInfo": Call(reading.exchange_info, 20),
     "depth": Call(reading.depth, _depth_weight),
     "trades.recent": Call(reading.trades, 25),
+    "trades.historical": Call(reading.trades, 25),
+    "trades.aggregate": Call(reading.aggregate_trades, 4),
     "klines": Call(reading.klines, 2),
     "uiKlines": Call(reading.klines, 2),
     "avgPrice": Call(reading.average_price, 2),

@@ -7,10 +7,12 @@ from typing import Any
 from tbot.core.errors import ExchangeRefusal
 from tbot.core.money import ZERO
 from tbot.exchange import wire
+from tbot.exchange.events import Trade
 from tbot.exchange.model import Side
 from tbot.exchange.params import (
     Caller,
     Params,
+    integer,
     limit_of,
     mandatory,
     one_or_all,
@@ -51,10 +53,25 @@ def depth(caller: Caller, params: Params) -> Any:
     return wire.depth(tape.last_id, tape.levels(Side.BUY, limit), tape.levels(Side.SELL, limit))
 
 
+def _trades(caller: Caller, params: Params) -> list[Trade]:
+    """Kept public trades of a symbol: the newest, or from an id or time on."""
+    kept = caller.floor.trades[symbol_of(caller, params)]
+    limit = limit_of(params, 500, 1000)
+    from_id, start_ms = integer(params, "fromId"), integer(params, "startTime")
+    end_ms = integer(params, "endTime")
+    found = [
+        trade
+        for trade in kept
+        if trade.id >= (from_id or 0)
+        and trade.time_ms >= (start_ms or 0)
+        and (end_ms is None or trade.time_ms <= end_ms)
+    ]
+    from_start = from_id is not None or start_ms is not None
+    return found[:limit] if from_start else found[-limit:]
+
+
 def trades(caller: Caller, params: Params) -> Any:
-    """The newest public trades, oldest first."""
-    symbol = symbol_of(caller, params)
-    recent = list(caller.floor.trades[symbol])[-limit_of(params, 500, 1000) :]
+    """Public trades, oldest first."""
     return [
         {
             "id": trade.id,
@@ -65,7 +82,24 @@ def trades(caller: Caller, params: Params) -> Any:
             "isBuyerMaker": trade.buyer_is_maker,
             "isBestMatch": True,
         }
-        for trade in recent
+        for trade in _trades(caller, params)
+    ]
+
+
+def aggregate_trades(caller: Caller, params: Params) -> Any:
+    """The same, each trade as an aggregate of one."""
+    return [
+        {
+            "a": trade.id,
+            "p": wire.decimal_text(trade.price),
+            "q": wire.decimal_text(trade.quantity),
+            "f": trade.id,
+            "l": trade.id,
+            "T": trade.time_ms,
+            "m": trade.buyer_is_maker,
+            "M": True,
+        }
+        for trade in _trades(caller, params)
     ]
 
 

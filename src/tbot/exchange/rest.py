@@ -21,6 +21,8 @@ _ROUTES: Final[Mapping[tuple[str, str], str]] = {
     ("GET", "/api/v3/exchangeInfo"): "exchangeInfo",
     ("GET", "/api/v3/depth"): "depth",
     ("GET", "/api/v3/trades"): "trades.recent",
+    ("GET", "/api/v3/historicalTrades"): "trades.historical",
+    ("GET", "/api/v3/aggTrades"): "trades.aggregate",
     ("GET", "/api/v3/klines"): "klines",
     ("GET", "/api/v3/uiKlines"): "uiKlines",
     ("GET", "/api/v3/avgPrice"): "avgPrice",

@@ -122,10 +122,10 @@ class Listener:
 def names_in(path: str, query: dict[str, str]) -> tuple[list[str], bool] | None:
     """The streams that a URL names and whether they are combined; None for a bad URL.
 
-    A path segment that is no stream name is a connection without streams yet, as `/ws/0` or the
-    connection ids that some clients send.
+    A path segment that is no stream name is a connection without streams yet, as `/ws/0`,
+    `/stream/0` or other connection ids that clients send.
     """
-    if path == "/stream":
+    if path == "/stream" or path.startswith("/stream/"):
         names = [name for name in query.get("streams", "").split("/") if name]
         return (names, True) if all(_NAME.fullmatch(name) for name in names) else None
     if path == "/ws" or path.startswith("/ws/"):

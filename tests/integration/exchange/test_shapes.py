@@ -114,6 +114,8 @@ async def test_rest_answers(exchange: Any, vectors: dict[str, Any]) -> None:
         "ExchangeData/GetPrice": client.get("/api/v3/ticker/price", **one).json(),
         "ExchangeData/GetTicker": client.get("/api/v3/ticker/24hr", **one).json(),
         "ExchangeData/GetRecentTrades": client.get("/api/v3/trades", **one).json(),
+        "ExchangeData/GetTradeHistory": client.get("/api/v3/historicalTrades", **one).json(),
+        "ExchangeData/GetAggregatedTradeHistory": client.get("/api/v3/aggTrades", **one).json(),
         "ExchangeData/GetKlines": client.get("/api/v3/klines", **one, interval="1m").json(),
         "ExchangeData/GetAvgPrice": client.get("/api/v3/avgPrice", **one).json(),
         "ExchangeData/GetServerTime": client.get("/api/v3/time").json(),
