@@ -19,7 +19,7 @@ from tbot.core.tasks import Tasks
 from tbot.gateway.tracked import OpenOrders, tells_news
 from tbot.journal.commands import GATEWAY, Command
 from tbot.journal.committer import Committer
-from tbot.orders import store
+from tbot.orders import reconcile, store
 from tbot.orders.commands import AdoptOrder, Applied, ApplyReport
 from tbot.orders.model import Order, State
 from tbot.venues.backoff import FullJitter
@@ -60,6 +60,8 @@ class Reports:
         self._changed = changed
         self._tasks = tasks
         self._room = asyncio.Semaphore(under_way_max)
+        self._inboxes: dict[str, list[OrderReport]] = {}
+        self._workers: dict[str, asyncio.Task[None]] = {}
         self._fetching: dict[UUID, OrderReport] = {}
 
     async def commit(self, command: Command[Applied]) -> Applied | None:
@@ -85,14 +87,44 @@ class Reports:
             return outcome.result
 
     async def submit(self, report: OrderReport) -> None:
-        """Apply a report in the background; waits only while too many are under way.
+        """Apply a report in the background; waits only while too many orders have some."""
+        if self._known_already(report):
+            return
+        if report.client_id in self._workers:
+            self._inboxes[report.client_id].append(report)
+            return
+        await self._room.acquire()
+        self._deliver(report).add_done_callback(lambda _: self._room.release())
 
-        Reports reach the committer in the order of these calls.
+    async def apply(self, report: OrderReport) -> None:
+        """Apply a report to the order that it is about, and fetch executions that it lacks."""
+        await asyncio.shield(self._deliver(report))
+
+    def _deliver(self, report: OrderReport) -> asyncio.Task[None]:
+        """Put a report into its order's inbox; the task that empties it.
+
+        An order's acknowledgement, its execution and the answer to its placement usually arrive
+        together; they become one command, and its reports are never applied side by side.
         """
-        if not self._known_already(report):
-            await self._room.acquire()
-            task = self._tasks.start(self.apply(report), "report")
-            task.add_done_callback(lambda _: self._room.release())
+        client_id = report.client_id
+        self._inboxes.setdefault(client_id, []).append(report)
+        worker = self._workers.get(client_id)
+        if worker is None:
+            worker = self._tasks.start(self._empty(client_id), "reports")
+            self._workers[client_id] = worker
+        return worker
+
+    async def _empty(self, client_id: str) -> None:
+        inbox = self._inboxes[client_id]
+        try:
+            await asyncio.sleep(0)  # whatever was read from the socket with it comes along
+            while inbox:
+                report = reconcile.merged(inbox)
+                inbox.clear()
+                if not self._known_already(report):
+                    await self._apply(report)
+        finally:
+            del self._inboxes[client_id], self._workers[client_id]
 
     def _known_already(self, report: OrderReport) -> bool:
         tracked = self._orders.find(report.client_id)
@@ -104,12 +136,7 @@ class Reports:
             _reports_total.labels("repeated").inc()
         return known
 
-    async def apply(self, report: OrderReport) -> Applied | None:
-        """Apply a report to the order that it is about, and fetch executions that it lacks.
-
-        Returns:
-            None when the order is not one of ours.
-        """
+    async def _apply(self, report: OrderReport) -> None:
         order = await self._order(report)
         if order is None:
             _reports_total.labels("external").inc()
@@ -120,11 +147,11 @@ class Reports:
                 venue_order_id=report.venue_order_id,
                 status=report.status,
             )
-            return None
+            return
         if _resurrects(order, report):
             adopted = await self._adopt(order, report)
             if adopted is None:
-                return None
+                return
             order = adopted
         _reports_total.labels("applied").inc()
         applied = await self.commit(
@@ -132,7 +159,6 @@ class Reports:
         )
         if applied is not None and applied.fills_missing:
             self._fetch_fills(applied.order, report)
-        return applied
 
     async def _order(self, report: OrderReport) -> Order | None:
         tracked = self._orders.find(report.client_id)

@@ -1,6 +1,6 @@
 """What to ask about an order whose placement is in doubt, and when to believe it absent: pure.
 
-Entry points: `Doubt`, `deadline_s`, `begin`, `denied`, `failed`.
+Entry points: `Doubt`, `deadline_s`, `begin`, `denied`, `failed`; `merged` for what the venue said.
 
 Invariants:
 
@@ -17,9 +17,14 @@ Times are seconds of the boot clock, which runs on while the process is stopped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
 from enum import Enum, auto
 from typing import Final
+
+from tbot.venues.base import OrderReport, VenueStatus
 
 INTERVAL_S_MAX: Final = 10.0
 
@@ -95,3 +100,26 @@ def failed(doubt: Doubt, now_s: float, interval_s: float) -> Doubt:
 
 def _later(doubt: Doubt, now_s: float, interval_s: float) -> float:
     return now_s + min(INTERVAL_S_MAX, interval_s * 2.0 ** min(doubt.asked, 10))
+
+
+_LIVE: Final = frozenset({VenueStatus.NEW, VenueStatus.PARTIALLY_FILLED})
+
+
+def merged(reports: Sequence[OrderReport]) -> OrderReport:
+    """One report that says what all of them say of one order.
+
+    The furthest one wins: an end before a living state, then more executed, then later; with the
+    fills of all of them.
+
+    Args:
+        reports: Of one order, at least one, in any order, perhaps repeated.
+    """
+    furthest = max(reports, key=_progress)
+    if len(reports) == 1:
+        return furthest
+    fills = {fill.trade_id: fill for report in reports for fill in report.fills}
+    return replace(furthest, fills=tuple(fills.values()))
+
+
+def _progress(report: OrderReport) -> tuple[bool, Decimal, datetime]:
+    return report.status not in _LIVE, report.executed_quantity, report.updated_at

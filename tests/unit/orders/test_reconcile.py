@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tbot.orders.reconcile import Question, begin, deadline_s, denied, failed
+from tbot.core.clock import from_ms
+from tbot.orders.reconcile import (
+    Question,
+    begin,
+    deadline_s,
+    denied,
+    failed,
+    merged,
+)
+from tbot.venues.base import OrderReport, VenueFill, VenueStatus
 
 answers = st.lists(
     st.tuples(st.sampled_from(["denied", "failed"]), st.floats(0, 3)), min_size=1, max_size=60
@@ -54,6 +65,31 @@ def test_a_venue_that_keeps_denying_is_believed_soon_after_the_deadline(
             return
         doubt = left
     raise AssertionError("never believed")
+
+
+def report(status: VenueStatus, executed: int, *trades: int, at: int = 0) -> OrderReport:
+    fills = tuple(
+        VenueFill(str(n), Decimal(1), Decimal(1), Decimal(1), Decimal(0), "X", False, from_ms(n))
+        for n in trades
+    )
+    return OrderReport(
+        "tbX", "X", "1", status, Decimal(executed), Decimal(executed), from_ms(at), fills
+    )
+
+
+@given(st.permutations(range(5)), st.lists(st.integers(0, 4), max_size=5))
+def test_reports_merge_in_any_order(order: list[int], repeated: list[int]) -> None:
+    new, part, filled = VenueStatus.NEW, VenueStatus.PARTIALLY_FILLED, VenueStatus.FILLED
+    said = [
+        report(new, 0, at=1),
+        report(part, 1, 1, at=2),
+        report(part, 2, 2, at=3),
+        report(filled, 3, 3, at=4),
+        report(part, 2, at=5),  # a lagging answer, stamped late
+    ]
+    found = merged([said[number] for number in (*order, *repeated)])
+    assert (found.status, found.executed_quantity) == (filled, 3)
+    assert {fill.trade_id for fill in found.fills} == {"1", "2", "3"}
 
 
 def test_the_deadline() -> None:
