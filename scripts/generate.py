@@ -36,8 +36,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from `src/tbot/core/settings.py` by `make docs`. Every setting is an environment",
-        "variable; lists are JSON. An unknown `TBOT_…` variable of a section stops the start.",
+        "Generated from `src/tbot/core/settings.py` by `make docs`. Every setting is a variable of",
+        "the environment; lists are JSON. An unknown variable of a section stops the start.",
     ]
     for section, summary, fields in _sections(Settings):
         lines += ["", f"## {section}", "", summary, ""] if section else ["", summary, ""]

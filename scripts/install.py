@@ -41,7 +41,7 @@ def main() -> int:
         (VENV / "installing").touch()
         lock_file = ROOT / "requirements" / f"{packages}.txt"
         count = sum(1 for line in lock_file.open() if re.match(r"[A-Za-z0-9]", line))
-        status = install(lock_file, count)
+        status = install(lock_file, count, lock.fileno())
         if status != 0:
             return status
         # Relative, so that the folder can be moved; no build back end is needed.
@@ -66,8 +66,11 @@ def usable() -> bool:
     return run.returncode == 0
 
 
-def install(lock_file: Path, count: int) -> int:
-    """Run pip with hashes required, showing how far it is; its words only when it fails."""
+def install(lock_file: Path, count: int, held: int) -> int:
+    """Run pip with hashes required, showing how far it is; its words only when it fails.
+
+    It inherits the lock `held`: were we killed, the next run would wait for it to end.
+    """
     command, environment = pip()
     command += ["install", "--require-hashes", "--no-deps", "--no-compile", "--prefer-binary"]
     command += ["--no-input", "--disable-pip-version-check", "--no-warn-script-location"]
@@ -85,6 +88,7 @@ def install(lock_file: Path, count: int) -> int:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        pass_fds=(held,),
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -27,7 +27,8 @@ async def test_first_start_first_order_clean_stop_second_start(installation, eve
 
     # The banner's line, pasted as it is.
     line = next(line for line in said.splitlines() if line.startswith("curl "))
-    answer = subprocess.run(
+    answer = await asyncio.to_thread(
+        subprocess.run,
         ["/bin/sh", "-c", line],
         env=installation.environment,
         cwd=installation.home,
@@ -178,7 +179,7 @@ async def test_lost_data_is_one_clear_line(installation) -> None:
 
 
 async def test_a_signal_during_the_start_stops_it_cleanly(installation) -> None:
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 -- starting takes no time, waiting is elsewhere
         installation.command("up"),
         env=installation.environment,
         cwd=installation.home,

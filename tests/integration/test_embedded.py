@@ -21,7 +21,7 @@ from tbot.db import cluster
 from tbot.db.access import require_durable, running_database
 from tbot.db.cluster import FileLock
 from tbot.db.embedded import EmbeddedPostgres
-from tbot.db.placement import FALLBACK
+from tbot.db.placement import FALLBACK, remove_cluster_directory
 
 
 @pytest.fixture
@@ -388,7 +388,7 @@ async def test_root_below_a_closed_directory_uses_the_documented_place(home: Pat
     await server.stop()
     await server.start()
     await server.stop()
-    cluster.remove_cluster_directory(data_dir / "postgres")
+    remove_cluster_directory(data_dir / "postgres")
     assert not place.exists()
 
 

@@ -24,8 +24,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn, Self
@@ -38,7 +36,7 @@ from tbot.db import cluster
 from tbot.db.access import DATABASE, database_dsn, prepare_roles, require_durable
 from tbot.db.cluster import FileLock, RoleName
 from tbot.db.placement import SOCKET_NAME, Runner, binaries_for, runner_for, socket_directory
-from tbot.db.process import Process, bound_log
+from tbot.db.process import Process, bound_log, last_words, listener_pid
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _POLL_INTERVAL_S: Final = 0.02
@@ -192,7 +190,7 @@ class EmbeddedPostgres:
         while True:
             if self._alive.acquire():
                 return False
-            pid = self._listener() if self._socket_dir is not None else None
+            pid = self._listener()
             if pid is not None:
                 self._process = Process.adopt(pid)
                 self.adopted = True
@@ -281,22 +279,6 @@ class EmbeddedPostgres:
             return "unknown"
         return lines[0].strip() if lines and lines[0].strip().isdigit() else "unknown"
 
-    def _listener(self) -> int | None:
-        """Process id of whoever listens on the recorded socket; None when nobody does."""
-        assert self._socket_dir is not None
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(self._socket_dir / SOCKET_NAME))
-                if not hasattr(socket, "SO_PEERCRED"):
-                    pid = self._pid_on_file()
-                    return int(pid) if pid.isdigit() else None
-                raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            except OSError:
-                return None
-        pid_of_listener, _, _ = struct.unpack("3i", raw)
-        return int(pid_of_listener)
-
     async def _ready(self) -> asyncpg.Connection[Any] | None:
         """Connect as superuser as soon as the server lets us; None when an adopted one ended.
 
@@ -354,16 +336,15 @@ class EmbeddedPostgres:
         return self.data_dir / "postgres.log"
 
     def _last_words(self) -> str:
-        try:
-            with self._log_file().open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            return f"see {self._log_file()}"
-        for line in reversed(lines):
-            if "FATAL" in line or "PANIC" in line:
-                return f"{line.split('] ', 1)[-1].strip()} (see {self._log_file()})"
-        return lines[-1].split("] ", 1)[-1].strip() if lines else f"see {self._log_file()}"
+        path = self._log_file()
+        return f"{last_words(path)} (see {path})"
+
+    def _listener(self) -> int | None:
+        if self._socket_dir is None:
+            return None
+        pid = listener_pid(self._socket_dir / SOCKET_NAME)
+        on_file = self._pid_on_file()
+        return int(on_file) if pid == 0 and on_file.isdigit() else pid
 
     async def supervise(self) -> NoReturn:
         """Bring the server up again whenever it ends; run it as a task and cancel it before `stop`.

@@ -247,31 +247,29 @@ def socket_directory(data_dir: Path, recorded: Path | None, runner: Runner) -> P
     """A private directory with a path short enough for a Unix socket.
 
     Args:
-        data_dir: The data directory; `run` below it is used where its path is short and plain.
+        data_dir: The data directory. `run` below it, or beside the cluster that it links to, is
+            used where the path is short and plain.
         recorded: The directory of the last start, used again where it still is private.
         runner: Who will own it.
     """
     uid = runner.user[0] if runner.user is not None else os.geteuid()
     if recorded is not None and _is_private(recorded, uid) and _fits(recorded):
         return recorded
-    near = data_dir / "run"
-    if _fits(near) and runner.reaches(data_dir):
-        near.mkdir(mode=0o700, exist_ok=True)
-        runner.own(near)
-        near.chmod(0o700)
-        return near
-    for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108
-        if (
-            not parent
-            or not _fits(Path(parent) / "tbot-12345678")
-            or not os.access(parent, os.W_OK)
-        ):
+    home = (data_dir / "postgres").resolve().parent
+    for parent in (data_dir, home) if home.parent == FALLBACK else (data_dir,):
+        near = parent / "run"
+        if _fits(near) and runner.reaches(parent):
+            near.mkdir(mode=0o700, exist_ok=True)
+            runner.own(near)
+            near.chmod(0o700)
+            return near
+    for place in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108
+        if not place or not _fits(Path(place) / "tbot-12345678"):
             continue
-        if not runner.reaches(Path(parent)):
-            continue
-        made = Path(tempfile.mkdtemp(prefix="tbot-", dir=parent))
-        runner.own(made)
-        return made
+        if os.access(place, os.W_OK) and runner.reaches(Path(place)):
+            made = Path(tempfile.mkdtemp(prefix="tbot-", dir=place))
+            runner.own(made)
+            return made
     raise ConfigurationError(
         "no directory with a short path is writable for the database's socket: set TMPDIR to one"
     )

@@ -13,6 +13,8 @@ import os
 import select
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -169,6 +171,37 @@ def bound_log(path: Path, size_bytes_max: int = 16 * 1024 * 1024) -> None:
         if path.stat().st_size > size_bytes_max:
             shutil.copyfile(path, path.with_name(path.name + ".1"))
             os.truncate(path, 0)
+
+
+def last_words(log: Path) -> str:
+    """The last line of a server's log that says why it ended, or else its last line."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return "it said nothing"
+    fatal = [line for line in lines if "FATAL" in line or "PANIC" in line]
+    return (fatal or lines or ["it said nothing"])[-1].split("] ", 1)[-1].strip()
+
+
+def listener_pid(path: Path) -> int | None:
+    """Process id of whoever listens on a Unix socket.
+
+    Returns:
+        None when nobody does; 0 where the system does not tell who.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+            if not hasattr(socket, "SO_PEERCRED"):
+                return 0
+            raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError:
+            return None
+    pid, _, _ = struct.unpack("3i", raw)
+    return int(pid)
 
 
 async def _readable(descriptor: int) -> None:

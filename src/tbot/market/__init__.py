@@ -1,1 +1,1 @@
-"""Market data: books, tickers and topics (pure), the feed that keeps them, the hub that fans out."""
+"""Market data: books, tickers and topics (pure), the feed that keeps them, the fan-out hub."""

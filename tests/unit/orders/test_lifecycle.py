@@ -23,7 +23,7 @@ from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
 from tbot.journal import chain
 from tbot.journal.batch import Batch
-from tbot.journal.commands import GATEWAY, SYSTEM, AccountState, Context
+from tbot.journal.commands import GATEWAY, SYSTEM, AccountState, Context, Projection
 from tbot.ledger.entries import Ledger, Limits, OpenAccount
 from tbot.ledger.store import LedgerProjection
 from tbot.orders.book import Orders
@@ -50,7 +50,7 @@ from tbot.venues.base import (
 )
 
 ACCOUNT = UUID(int=1)
-PROJECTIONS = [LedgerProjection(), OrdersProjection()]
+PROJECTIONS: list[Projection] = [LedgerProjection(), OrdersProjection()]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = Limits(
     max_order_notional=Decimal(100_000), max_open_orders=50, price_collar=Decimal("0.05")
