@@ -1,14 +1,15 @@
 # The two commands: `make run` starts T-Bot, `make test` runs its tests. Neither needs any setup
 # beyond a Python 3.12 or newer. `make help` lists the rest.
-.POSIX:
 .SUFFIXES:
 
 PYTHON = .venv/bin/python
 # For one test: make test T=tests/unit/test_money.py   More: make test ARGS='-x -k chain'
 T =
 ARGS =
+KILLS = 20
+SEED = 1
 
-.PHONY: help run test check format bench nightly samples migration schema docs lock clean install dev
+.PHONY: help run test check format bench chaos nightly samples migration schema docs lock clean install dev
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -39,6 +40,12 @@ samples: dev ## a minute of chaos and conformance
 
 bench: dev ## every benchmark with its baseline
 	@scripts/bench
+
+bench-%: dev
+	@$(PYTHON) bench/bench_$*.py $(ARGS)
+
+chaos: dev ## kill -9 of every part while orders flow: make chaos KILLS=20 SEED=1
+	@$(PYTHON) bench/chaos_kills.py --kills $(KILLS) --seed $(SEED) $(ARGS)
 
 nightly: dev ## the long versions of everything
 	@$(PYTHON) -m pytest $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ class Installation:
         self.home = home
         self.data = home / "data"
         self.process: subprocess.Popen[bytes] | None = None
+        self.others: list[subprocess.Popen[bytes]] = []
         self._runs = 0
         self.environment = {
             name: value
@@ -82,6 +84,30 @@ class Installation:
             time.sleep(0.02)
         raise AssertionError(f"not ready within {timeout_s} s: {log.read_text()}")
 
+    def serve(self, timeout_s: float = 60.0) -> str:
+        """`tbot serve`, one more API process; answers its URL."""
+        log = self.home / "serve.log"
+        with log.open("wb") as file:
+            self.others.append(
+                subprocess.Popen(
+                    self.command("serve"),
+                    env=self.environment,
+                    cwd=self.home,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            found = re.search(r"T-Bot serves (\S+)", log.read_text())
+            if found:
+                return found[1]
+            assert self.others[-1].poll() is None, log.read_text()
+            time.sleep(0.02)
+        raise AssertionError(f"not ready within {timeout_s} s: {log.read_text()}")
+
     @property
     def url(self) -> str:
         """Where the API is."""
@@ -129,6 +155,9 @@ class Installation:
 
     def end(self) -> None:
         """Leave nothing running, whatever the test did."""
+        for other in self.others:
+            other.kill()
+            other.wait(10)
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from tbot.client import errors
+from tbot.client import TBotClient, errors
 
 
 async def test_first_start_first_order_clean_stop_second_start(installation, eventually) -> None:
@@ -138,6 +138,27 @@ async def test_kill_9_of_everything_at_once(installation, eventually) -> None:
     found = installation.run("order", "get", json.loads(placed.stdout)["id"], "--json")
     assert json.loads(found.stdout)["state"] == "filled"
     assert installation.run("verify").returncode == 0
+
+
+async def test_a_second_api_process_shares_database_and_venue(installation, eventually) -> None:
+    refused = installation.run("serve")
+    assert refused.returncode == 2 and "tbot up" in refused.stderr
+    installation.start()
+    url = installation.serve()
+    admin = installation.admin
+    async with (
+        installation.client() as first,
+        TBotClient(url, username=admin["username"], password=admin["password"]) as second,
+    ):
+        there = await second.place(admin["account_id"], "BTC-USDT", "buy", quote_amount="50")
+        await second.wait_filled(there.id, 30)
+        assert (await first.order(there.id)).state == "filled"
+        here = await first.place(admin["account_id"], "BTC-USDT", "buy", quote_amount="50")
+        await first.wait_filled(here.id, 30)
+        assert (await second.order(here.id)).state == "filled"
+    other = installation.others[0]
+    other.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(other.wait, 30) == 0
 
 
 async def test_a_port_in_use_is_one_clear_line(installation) -> None:

@@ -83,3 +83,23 @@ def test_the_next_file_is_numbered_and_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="not named"):
         (tmp_path / "nonsense.sql").touch()
         migrations(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update journal set kind = 'x'",
+        "delete from journal",
+        "truncate journal",
+        "update fills set price = 1",
+        "delete from streams",
+        "drop table journal",
+        "alter table journal add column x int",
+        "create table mine (n int)",
+        "update schema_migration set checksum = ''",
+    ],
+)
+async def test_the_application_role_may_not_change_history(pool, statement: str) -> None:
+    async with pool.acquire() as connection:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
