@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final
 
 from tbot.core.money import ZERO, quantize
 from tbot.exchange.book import BookSide, MarketBook
@@ -38,6 +38,7 @@ from tbot.exchange.model import (
     Status,
     TimeInForce,
 )
+from tbot.exchange.outcome import NewOrder, Outcome, Print, Report
 from tbot.exchange.queue import Budget, Match, serve, sweep, touched
 from tbot.exchange.state import State
 
@@ -50,67 +51,6 @@ WOULD_TAKE: Final = Refusal(-2010, "Order would immediately match and take.")
 UNKNOWN_ORDER: Final = Refusal(-2011, "Unknown order sent.")
 BAD_SYMBOL: Final = Refusal(-1121, "Invalid symbol.")
 TOO_MANY: Final = Refusal(-2010, "Filter failure: MAX_NUM_ORDERS")
-
-
-class NewOrder(NamedTuple):
-    """An order as asked for; zero stands for a price or quantity that was not given."""
-
-    account: str
-    symbol: str
-    side: Side
-    type: OrderType
-    time_in_force: TimeInForce
-    price: Decimal
-    quantity: Decimal
-    quote_quantity: Decimal
-    client_id: str
-
-
-class Report(NamedTuple):
-    """One step of one order, as an execution report tells it.
-
-    Attributes:
-        order: A copy as of that step.
-        kind: `NEW`, `TRADE`, `CANCELED` or `EXPIRED`.
-        client_id: The cancel request's own id, for `CANCELED`.
-    """
-
-    order: Order
-    kind: str
-    fill: Filled | None
-    client_id: str
-
-
-class Print(NamedTuple):
-    """A public trade that a user caused."""
-
-    id: int
-    price: Decimal
-    quantity: Decimal
-    buyer_is_maker: bool
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one command or event did, in order.
-
-    Attributes:
-        moved: Book levels whose published quantity may have changed.
-        touched: Assets of each account whose balance changed.
-        order: The order that a command placed or canceled, as it is now.
-    """
-
-    symbol: str = ""
-    effects: list[Effect] = field(default_factory=list)
-    reports: list[Report] = field(default_factory=list)
-    prints: list[Print] = field(default_factory=list)
-    moved: set[tuple[Side, Decimal]] = field(default_factory=set)
-    touched: dict[str, set[str]] = field(default_factory=dict)
-    order: Order | None = None
-
-    def touch(self, account: str, *assets: str) -> None:
-        """Remember that balances of an account changed."""
-        self.touched.setdefault(account, set()).update(assets)
 
 
 @dataclass(slots=True)
@@ -345,16 +285,21 @@ class Engine:
             book.apply_snapshot(event)
 
     def _clip(self, market: Market, event: MarketEvent) -> None:
+        """Move resting orders forward where the market's quantity at their price shrank."""
         for side in (Side.BUY, Side.SELL):
             resting, live = self.state.side(event.symbol, side), market.side(side).live
             if not resting.orders:
                 continue
             if isinstance(event, Depth):
-                for price, quantity in event.bids if side is Side.BUY else event.asks:
-                    if price in resting.orders:
-                        resting.clip(price, quantity)
+                levels = event.bids if side is Side.BUY else event.asks
+                prices = [price for price, _ in levels]
+            elif isinstance(event, Best):
+                best = event.bid if side is Side.BUY else event.ask
+                prices = [*resting.totals.better(best), best]
             else:
-                for price in resting.orders:
+                prices = list(resting.orders)
+            for price in prices:
+                if price in resting.orders:
                     resting.clip(price, live.get(price))
 
     def _meet_trade(self, market: Market, trade: Trade, now_ms: int) -> Outcome | None:

@@ -19,12 +19,13 @@ from tbot.core.settings import ExchangeSettings
 from tbot.exchange import wire
 from tbot.exchange.commandlog import CommandLog
 from tbot.exchange.derived import Derived
-from tbot.exchange.engine import Engine, NewOrder, Outcome
+from tbot.exchange.engine import Engine
 from tbot.exchange.events import MarketEvent, Snapshot, Timed, Trade
 from tbot.exchange.hub import Hub, Outbox
 from tbot.exchange.instruments import Instrument, Refusal
 from tbot.exchange.limits import Limits
 from tbot.exchange.model import Deposited, Filled, Marked, Order, Record, Side, Status
+from tbot.exchange.outcome import NewOrder, Outcome
 from tbot.exchange.state import State
 from tbot.exchange.tape import Message, Tape
 from tbot.exchange.tickers import Tickers

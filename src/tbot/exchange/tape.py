@@ -22,9 +22,10 @@ from typing import NamedTuple
 import msgspec
 
 from tbot.core.money import ZERO
-from tbot.exchange.engine import Market, Outcome, Print
+from tbot.exchange.engine import Market
 from tbot.exchange.events import Best, Depth, MarketEvent, Trade
 from tbot.exchange.model import Side
+from tbot.exchange.outcome import Outcome, Print
 from tbot.exchange.queue import Resting
 from tbot.exchange.wire import decimal_text
 

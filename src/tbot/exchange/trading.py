@@ -10,9 +10,9 @@ from typing import Any, Final
 from tbot.core.errors import ExchangeRefusal
 from tbot.core.money import ZERO
 from tbot.exchange import wire
-from tbot.exchange.engine import NewOrder
 from tbot.exchange.instruments import Refusal
 from tbot.exchange.model import Deposited, Execution, Order, OrderType, Side, TimeInForce
+from tbot.exchange.outcome import NewOrder
 from tbot.exchange.params import (
     Caller,
     Params,

@@ -7,9 +7,9 @@ from decimal import Decimal
 from typing import Any, Final
 
 from tbot.core.money import text
-from tbot.exchange.engine import Report
 from tbot.exchange.instruments import SCALE, Instrument
 from tbot.exchange.model import Execution, Order
+from tbot.exchange.outcome import Report
 from tbot.exchange.state import Account
 
 _ZERO: Final = "0.00000000"

@@ -7,10 +7,11 @@ from decimal import Decimal
 
 import pytest
 
-from tbot.exchange.engine import Engine, NewOrder, Outcome
+from tbot.exchange.engine import Engine
 from tbot.exchange.events import Best, Depth, Snapshot, Trade
 from tbot.exchange.instruments import KNOWN, Refusal
 from tbot.exchange.model import Deposited, OrderType, Side, TimeInForce
+from tbot.exchange.outcome import NewOrder, Outcome
 from tbot.exchange.state import State
 
 D = Decimal

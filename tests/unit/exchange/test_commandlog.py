@@ -10,8 +10,9 @@ import pytest
 
 from tbot.core.errors import DataDirectoryError
 from tbot.exchange.commandlog import CommandLog, body_of, line, restore, write_state
-from tbot.exchange.engine import TRADE_ID_BASE, Outcome
+from tbot.exchange.engine import TRADE_ID_BASE
 from tbot.exchange.model import Deposited, Record
+from tbot.exchange.outcome import Outcome
 from tbot.exchange.state import State
 
 SESSION = "s-1"

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbot.core.money import ZERO
-from tbot.exchange.engine import TRADE_ID_BASE, Outcome
+from tbot.exchange.engine import TRADE_ID_BASE
 from tbot.exchange.model import Filled, Opened, OrderType, Record, Side
+from tbot.exchange.outcome import Outcome
 from tbot.exchange.state import State
 from tbot.exchange.tape import Tape
 
