@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from tbot import __version__
 from tbot.cli import account, data, server
-from tbot.cli.console import CANNOT, complain, exit_code
+from tbot.cli.console import complain, exit_code
 from tbot.core import log
 from tbot.exchange.cli import app as exchange
 
@@ -31,20 +30,26 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tbot {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Where everything that must survive lives; default: TBOT_DATA_DIR."),
     ] = None,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    _show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_version
+        ),
     ] = False,
 ) -> None:
     """Options of every command."""
-    if version:
-        typer.echo(f"tbot {__version__}")
-        raise typer.Exit
     if data_dir is not None:
         os.environ["TBOT_DATA_DIR"] = str(data_dir)
     if "TBOT_LOG_LEVEL" not in os.environ:
@@ -66,14 +71,7 @@ app.command("verify")(data.verify)
 def main() -> None:
     """Run a command; every expected error is one line and an exit code."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(CANNOT)
+        app()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -269,6 +269,18 @@ async def test_a_wrong_setting_names_its_variable(installation) -> None:
     assert "TBOT_HTTP__PORT" in finished.stderr and "Traceback" not in finished.stderr
 
 
+async def test_wrong_usage_is_explained_and_help_is_there(installation) -> None:
+    for arguments in (["nonsense"], ["up", "--port", "many"], ["order", "place"]):
+        finished = installation.run(*arguments)
+        assert finished.returncode == 2, finished.stderr
+        assert "Usage" in finished.stderr and "Traceback" not in finished.stderr
+    version = installation.run("--version")
+    assert version.returncode == 0 and version.stdout.startswith("tbot ")
+    for command in ("up", "serve", "exchange", "migrate", "user", "order", "doctor", "backup"):
+        helped = installation.run(command, "--help")
+        assert helped.returncode == 0 and len(helped.stdout) > 200
+
+
 async def test_doctor_looks_at_what_runs(installation) -> None:
     before = installation.run("doctor")
     assert before.returncode == 0, before.stdout
