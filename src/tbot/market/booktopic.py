@@ -131,6 +131,11 @@ class BookTopic(Topic):
             self.pending = False
             self.gap(why)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a book to be trusted."""
+        return self.ready and self._view() is not None
+
     def state(self) -> Any:
         """The levels; None while they are not to be trusted."""
         view = self._view()

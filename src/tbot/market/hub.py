@@ -135,6 +135,10 @@ class Hub:
             self._readers.setdefault(topic, set()).add(subscription)
             self._idle_since.pop(topic, None)
             subscriptions_gauge.labels(topic.channel).inc()
+        if cursor is None and not topic.begun:
+            # Nothing to begin with: then the first thing that is published is the beginning, and
+            # not a later snapshot that would hide what came before it.
+            cursor = topic.seq
         subscription.cursor = cursor
         subscriber.mark(subscription)
         self.revisit(subscriber)

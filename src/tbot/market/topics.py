@@ -173,6 +173,11 @@ class Topic:
         self.snapshot_frame = Frame(self.seq, encode(message))
         return self.snapshot_frame
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a state to tell a new subscriber."""
+        return True
+
     def state(self) -> Any:
         """What a new subscriber is told; None while there is nothing to tell."""
         raise NotImplementedError
@@ -205,6 +210,11 @@ class LatestTopic(Topic):
         self.pending = True
         if self.interval_ms == 0:
             self.flush()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there has been a value."""
+        return self.latest is not None
 
     def flush(self) -> bool:
         """Publish the newest value, if it is new."""

@@ -141,7 +141,9 @@ async def new_stack(pool: Any, new_desk: Callable[..., Any]) -> AsyncIterator[Ca
     stacks: list[Stack] = []
     async with AsyncExitStack() as exits:
 
-        async def make(plain: bool = False, port: int = 0, **settings: Any) -> Stack:
+        async def make(
+            plain: bool = False, port: int = 0, source: Any = None, **settings: Any
+        ) -> Stack:
             desk = await new_desk()
             auth_settings = AuthSettings(access_ttl_s=settings.pop("access_ttl_s", 900))
             auth = await exits.enter_async_context(flow.opened(pool, auth_settings, desk.bus))
@@ -149,8 +151,11 @@ async def new_stack(pool: Any, new_desk: Callable[..., Any]) -> AsyncIterator[Ca
             stream_settings = StreamSettings(**settings)
             hub = Hub(stream_settings)
             feed = FakeFeed("BTC-USDT", "ETH-USDT")
-            market = feed.market = Market(hub, feed)
-            feed.tell("BTC-USDT", StaleChanged(False))
+            market = feed.market = Market(hub, source or feed)
+            if source is None:
+                feed.tell("BTC-USDT", StaleChanged(False))
+            else:
+                source.listen(market.hear)
             journal = Journal(pool, desk.bus, stream_settings)
             desk.committer.listen(journal.remember)
             streams = Streams(stream_settings, hub, market, journal, auth, pool, desk.bus)
