@@ -96,7 +96,7 @@ async def test_private_and_public_streams_go_on_over_a_restart(
 async def test_a_token_is_renewed_inside_the_connection(new_stack: Any, eventually: Any) -> None:
     stack = await new_stack()
     await stack.user()
-    stack.auth.settings.access_ttl_s = 2
+    stack.auth.settings.access_ttl_s = 60
     async with TBotClient(stack.url, token=await stack.login()) as client:
         tokens = client._tokens
 
@@ -112,7 +112,7 @@ async def test_a_token_is_renewed_inside_the_connection(new_stack: Any, eventual
             trades = stream.trades(BTC)
             (session,) = stack.streams._sessions
             before = session.principal.expires_at_s
-            await eventually(lambda: session.principal.expires_at_s >= before + 2)
+            await eventually(lambda: session.principal.expires_at_s > before)
             stack.feed.trade(BTC)
             assert (await anext(trades)).trade_id == 1
             assert stream.connections == 1
