@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,10 @@ def test_the_changelog_knows_the_version(texts: dict[Path, str]) -> None:
 
     assert f'version = "{__version__}"' in texts[Path("pyproject.toml")]
     assert f"## {__version__}" in texts[Path("CHANGELOG.md")]
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "check", "samples", "bench", "lock"])
+def test_shell_scripts_parse_and_can_be_run(repository: Path, name: str) -> None:
+    path = repository / "scripts" / name
+    assert os.access(path, os.X_OK)
+    subprocess.run(["/bin/sh", "-n", str(path)], check=True)
