@@ -5,9 +5,9 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from tbot.exchange.engine import Outcome
 from tbot.exchange.instruments import Refusal
 from tbot.exchange.model import Filled, Status
+from tbot.exchange.outcome import Outcome
 
 D = Decimal
 BIDS = [("100.00", "2"), ("99.00", "3")]
@@ -140,6 +140,24 @@ def test_trade_at_the_price_serves_the_quantity_ahead_first(pit: Any) -> None:
     pit.order("BUY", "1", "100.00")  # behind the market's 2
     assert pit.trade("100.00", "1.5", seller_aggressed=True) is None
     assert fills(pit.trade("100.00", "1", seller_aggressed=True)) == [(1, "100.00", "0.5", True)]
+
+
+def test_what_users_take_moves_the_queue_forward(pit: Any) -> None:
+    pit.book(BIDS, ASKS)
+    pit.order("SELL", "1", "101.00")  # behind the market's 1
+    assert fills(pit.order("BUY", "0.4")) == [(2, "101.00", "0.4", False)]
+    assert fills(pit.trade("101.00", "0.7", seller_aggressed=False)) == [(1, "101.00", "0.1", True)]
+
+
+def test_a_better_market_price_comes_before_users_orders(pit: Any) -> None:
+    pit.book(BIDS, ASKS)
+    pit.order("SELL", "1", "101.50")
+    assert fills(pit.order("BUY", "3")) == [
+        (2, "101.00", "1", False),
+        (1, "101.50", "1", True),
+        (2, "101.50", "1", False),
+        (2, "102.00", "1", False),
+    ]
 
 
 def test_shrinking_level_moves_a_resting_order_forward(pit: Any) -> None:

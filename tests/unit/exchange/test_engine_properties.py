@@ -96,7 +96,6 @@ class Watch:
 
 def act(watch: Watch, action: tuple[Any, ...]) -> None:
     pit, kind = watch.pit, action[0]
-    before = {order.id: order.executed for order in pit.state.orders.values()}
     if kind in ("depth", "best", "trade"):
         event_outcome = play(watch, action)
         if event_outcome is not None:
@@ -116,8 +115,9 @@ def act(watch: Watch, action: tuple[Any, ...]) -> None:
         outcome = pit.engine.cancel(order.account, order, "k", pit.now_ms)
     if isinstance(outcome, Outcome):
         watch.log(outcome)
-        check_priority(pit, outcome, before)
+        check_priority(pit, outcome)
         watch.hear(watch.tape.on_outcome(outcome))
+        check_told(watch)
 
 
 def play(watch: Watch, action: tuple[Any, ...]) -> Outcome | None:
@@ -164,8 +164,32 @@ def frame_of(event: Any) -> bytes:
     return b'{"stream":"x","data":' + msgspec.json.encode(data) + b"}"
 
 
-def check_priority(pit: Any, outcome: Outcome, before: dict[int, Decimal]) -> None:
-    """No better or older resting order was passed over by what a command took."""
+def check_told(watch: Watch) -> None:
+    """After users acted, clients see exactly what matching sees, and it is not crossed."""
+    pit = watch.pit
+    for key, side in (("b", Side.BUY), ("a", Side.SELL)):
+        live, users = pit.market.side(side).live, pit.state.side("BTCUSDT", side).totals
+        prices = {*live.quantities, *users.quantities}
+        wanted = {f"{p:.8f}": f"{live.get(p) + users.get(p):.8f}" for p in prices}
+        assert watch.books[key] == wanted
+    bids, asks = map(D, watch.books["b"]), map(D, watch.books["a"])
+    assert max(bids, default=D(0)) < min(asks, default=D(1000))
+
+
+def check_priority(pit: Any, outcome: Outcome) -> None:
+    """No better price, and no better or older resting order, was passed over."""
+    taken = [e for e in outcome.effects if isinstance(e, Filled) and not e.maker]
+    for earlier_fill, later_fill in pairwise(taken):
+        side = pit.state.orders[later_fill.order_id].side
+        worse = later_fill.price >= earlier_fill.price
+        assert worse if side is Side.BUY else later_fill.price <= earlier_fill.price
+    if taken:
+        taker = pit.state.orders[taken[-1].order_id]
+        for ladder in (
+            pit.market.side(taker.side.opposite).live,
+            pit.state.side("BTCUSDT", taker.side.opposite).totals,
+        ):
+            assert not ladder.better(taken[-1].price)
     served = [e for e in outcome.effects if isinstance(e, Filled) and e.maker]
     orders = [pit.state.orders[fill.order_id] for fill in served]
     for earlier, later in pairwise(orders):
