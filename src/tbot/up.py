@@ -35,7 +35,7 @@ from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
 from tbot.core.settings import Settings
 from tbot.core.tasks import Tasks
-from tbot.db.cluster import read_json, write_durably
+from tbot.db.cluster import make_private, read_json, write_durably
 from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.migrate import migrate
 from tbot.journal.commands import SYSTEM
@@ -124,6 +124,7 @@ async def up(
         stopping = stack.enter_context(Stopping())
         listener = stack.enter_context(contextlib.closing(bind(settings)))
         url = address_of(listener)
+        make_private(settings.data_dir)
         tasks = Tasks("up")
         dsn, exchange_url = await _surroundings(stack, tasks, settings, say)
         access = paper_access(settings, settings.data_dir / "exchange")

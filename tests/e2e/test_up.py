@@ -16,6 +16,7 @@ import time
 import pytest
 
 from tbot.client import TBotClient, errors
+from tbot.db.embedded import EmbeddedPostgres
 
 
 async def test_first_start_first_order_clean_stop_second_start(installation, eventually) -> None:
@@ -159,6 +160,31 @@ async def test_a_second_api_process_shares_database_and_venue(installation, even
     other = installation.others[0]
     other.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(other.wait, 30) == 0
+
+
+async def test_a_database_of_ones_own(installation, postgres, empty_database) -> None:
+    url = installation.environment["TBOT_DATABASE__URL"] = postgres.url(empty_database, "owner")
+    refused = installation.run("up")
+    assert refused.returncode == 2 and "fsync = off" in refused.stderr, refused.stderr
+    assert url not in refused.stderr
+    async with EmbeddedPostgres(installation.home / "own", die_with_parent=True) as own:
+        # Its role owns the database; nothing of Postgres is in the data directory then.
+        installation.environment["TBOT_DATABASE__URL"] = own.dsn("owner")
+        use_own_database(installation)
+
+
+def use_own_database(installation) -> None:
+    """Start, trade, look and stop, with the database of the environment."""
+    installation.start()
+    assert set(installation.pids()) == {"api", "exchange"}
+    assert not (installation.data / "postgres").exists()
+    assert stat.S_IMODE(installation.data.stat().st_mode) == 0o700
+    placed = installation.run("order", "place", "buy", "BTC-USDT", "--quote-amount", "50", "--json")
+    assert json.loads(placed.stdout)["state"] == "filled", placed.stderr
+    assert installation.run("verify").returncode == 0
+    assert installation.run("migrate").returncode == 0
+    assert installation.run("user", "list").returncode == 0
+    assert installation.signal(signal.SIGINT) == 0
 
 
 async def test_a_port_in_use_is_one_clear_line(installation) -> None:

@@ -156,6 +156,26 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_private(data_dir: Path) -> None:
+    """Make the data directory where it is missing, readable by its owner alone.
+
+    Raises:
+        DataDirectoryError: It cannot be made or written to.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataDirectoryError(
+            f"the data directory {data_dir} cannot be made ({error.strerror}): "
+            "choose another with TBOT_DATA_DIR"
+        ) from None
+    if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
+        raise DataDirectoryError(
+            f"the data directory {data_dir} is not writable for this user: start T-Bot as its "
+            "owner, or choose another with TBOT_DATA_DIR"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A small JSON object of ours; None where there is no file.
 

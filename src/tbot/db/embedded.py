@@ -34,7 +34,7 @@ import structlog
 from tbot.core.errors import ConfigurationError, DataDirectoryError
 from tbot.db import cluster
 from tbot.db.access import DATABASE, database_dsn, prepare_roles, require_durable
-from tbot.db.cluster import FileLock, RoleName
+from tbot.db.cluster import FileLock, RoleName, make_private
 from tbot.db.placement import SOCKET_NAME, Runner, binaries_for, runner_for, socket_directory
 from tbot.db.process import Process, bound_log, last_words, listener_pid
 
@@ -121,7 +121,7 @@ class EmbeddedPostgres:
         Raises:
             DataDirectoryError: It is in use, or cannot be used.
         """
-        _make_private(self.data_dir)
+        make_private(self.data_dir)
         if not self._lock.acquire():
             raise DataDirectoryError(
                 f"the data directory {self.data_dir} is in use by the T-Bot with process id "
@@ -404,18 +404,3 @@ class EmbeddedPostgres:
     def _release(self) -> None:
         self._alive.release()
         self._lock.release()
-
-
-def _make_private(data_dir: Path) -> None:
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataDirectoryError(
-            f"the data directory {data_dir} cannot be made ({error.strerror}): "
-            "choose another with TBOT_DATA_DIR"
-        ) from None
-    if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
-        raise DataDirectoryError(
-            f"the data directory {data_dir} is not writable for this user: start T-Bot as its "
-            "owner, or choose another with TBOT_DATA_DIR"
-        )
