@@ -133,7 +133,7 @@ class Reconciler:
             try:
                 report = await self._question(doubt.question, order, instrument)
             except VenueError as error:
-                _log.info("question_failed", order=str(order.id), error=str(error))
+                _log.debug("question_failed", order=str(order.id), error=str(error))
                 tracked.doubt = reconcile.failed(doubt, boot_s(), self._interval_s)
                 return
             if report is not None:
@@ -223,7 +223,7 @@ class Reconciler:
             try:
                 report = await self._venue.query(order.venue_client_id, instrument)
             except VenueError as error:
-                _log.info("question_failed", order=str(order.id), error=str(error))
+                _log.debug("question_failed", order=str(order.id), error=str(error))
                 return False
         if report is not None:
             await self._reports.apply(report)

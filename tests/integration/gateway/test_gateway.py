@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tbot.core.errors import VenueRateLimited, VenueRefused
+from tbot.core.errors import VenueAmbiguous, VenueRateLimited, VenueRefused
 from tbot.core.refusals import Reason, Refused
 from tbot.orders import store
 from tbot.orders.model import State
@@ -289,6 +289,27 @@ async def test_a_cancel_that_comes_too_late_learns_of_the_fill(
     order = await trader.until(order, lambda o: o.final)
     assert order.state is State.FILLED
     await desk.verified()
+
+
+@pytest.mark.parametrize("executed", [True, False])
+async def test_a_cancel_whose_answer_is_lost_is_asked_for(
+    desk: Any, scripted: Any, new_gateway: Any, trader: Any, executed: bool
+) -> None:
+    await new_gateway(desk, scripted)
+    account = await desk.open(USDT="1000")
+    order = await trader.place(account)
+    await trader.until(order, lambda o: o.state is State.NEW)
+
+    async def lose(client_id: str) -> OrderReport:
+        scripted.on_cancel = scripted.obey
+        if executed:
+            await scripted.obey(client_id)
+        raise VenueAmbiguous("no answer", "no_answer")
+
+    scripted.on_cancel = lose
+    await desk.cancel(order)
+    await trader.until(order, lambda o: o.state is State.CANCELED)
+    assert len(scripted.cancels) == (1 if executed else 2), "a cancel may be repeated"
 
 
 async def test_a_refused_cancel_lets_the_order_live(

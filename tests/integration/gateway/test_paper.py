@@ -37,7 +37,7 @@ from tbot.venues.binance.client import BinanceVenue, Endpoints
 from tbot.venues.binance.wire import Ed25519Signer, HmacSigner
 
 SETTINGS = GatewaySettings(
-    receive_window_ms=500,
+    receive_window_ms=1500,
     absence_margin_s=1.0,
     lease_ttl_s=1.0,
     unknown_interval_s=0.2,
@@ -199,15 +199,24 @@ def _placed(client_id: str) -> str:
     return "tb" + client_id[2:] if client_id.startswith("tc") else client_id
 
 
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(("seed", "count"), [(11, 150), pytest.param(12, 3000, marks=LONG)])
 async def test_random_faults_of_the_exchange(
-    desk: Any, pool: asyncpg.Pool[Any], venue: BinanceVenue, new_gateway: Any
+    desk: Any,
+    pool: asyncpg.Pool[Any],
+    venue: BinanceVenue,
+    new_gateway: Any,
+    seed: int,
+    count: int,
 ) -> None:
     await new_gateway(desk, venue, SETTINGS)
     account = await funded(desk, venue, USDT="1000000", BTC="10")
     feed, instrument = await market(venue)
-    rng = random.Random(11)
+    rng = random.Random(seed)
     placed: list[Order] = []
-    for number in range(150):
+    for number in range(count):
         if number % 6 == 0:
             kind = rng.choice(
                 [
@@ -225,20 +234,26 @@ async def test_random_faults_of_the_exchange(
     orders = await agreed(venue, pool)
     states = states_of(orders)
     assert states["filled"] > 50
-    assert len(orders) == 150
+    assert len(orders) == count
     await feed.stop()
     await desk.verified()
 
 
+@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=LONG)])
 async def test_kill_the_exchange_while_orders_flow(
-    desk: Any, pool: asyncpg.Pool[Any], exchange: Exchange, venue: BinanceVenue, new_gateway: Any
+    desk: Any,
+    pool: asyncpg.Pool[Any],
+    exchange: Exchange,
+    venue: BinanceVenue,
+    new_gateway: Any,
+    kills: int,
 ) -> None:
     await new_gateway(desk, venue, SETTINGS)
     account = await funded(desk, venue, USDT="1000000", BTC="10")
     feed, instrument = await market(venue)
     rng = random.Random(12)
     acknowledged = 0
-    for _ in range(3):
+    for _ in range(kills):
         async with asyncio.TaskGroup() as group:
             stop = asyncio.Event()
 
@@ -274,6 +289,7 @@ def _ids(lines: list[bytes]) -> Iterator[UUID]:
             yield UUID(line.strip().decode())
 
 
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=LONG)])
 async def test_kill_the_gateway_while_orders_flow(
     desk: Any,
     pool: asyncpg.Pool[Any],
@@ -281,13 +297,14 @@ async def test_kill_the_gateway_while_orders_flow(
     venue: BinanceVenue,
     new_gateway: Any,
     database_url: str,
+    kills: int,
 ) -> None:
     await venue.start()
     account = await funded(desk, venue, USDT="1000000", BTC="10")
     keys = exchange.credentials()
     rng = random.Random(13)
     acknowledged: list[UUID] = []
-    for run in range(4):
+    for run in range(kills):
         process = subprocess.Popen(  # noqa: ASYNC220
             [
                 sys.executable,

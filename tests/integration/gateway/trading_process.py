@@ -33,7 +33,7 @@ from tbot.venues.binance.wire import HmacSigner
 
 SETTINGS = GatewaySettings(
     send_by_s=1.0,
-    receive_window_ms=500,
+    receive_window_ms=1500,
     absence_margin_s=1.0,
     lease_ttl_s=1.0,
     unknown_interval_s=0.2,

@@ -94,6 +94,15 @@ async def test_outcomes(
     assert (placement.client_id in nasty.orders) is executed
 
 
+@pytest.mark.long
+async def test_silence_is_no_answer(venue: BinanceVenue, nasty: Any) -> None:
+    placement = await order(venue)
+    nasty.mood = "silent"
+    with pytest.raises(VenueAmbiguous):
+        await venue.place(placement, lambda: True)
+    assert nasty.orders == {placement.client_id: 1}
+
+
 async def test_one_lost_connection_makes_everything_in_flight_unknown(
     venue: BinanceVenue, nasty: Any
 ) -> None:
