@@ -40,6 +40,7 @@ class Floor:
         settings: Fees, limits and bounds.
         state: Restored from the log.
         instruments: Of the market source.
+        start_ms: The market source's clock before its first event.
         log: Open for appending.
         outbox: Flushes that log.
         hub: Of the same outbox.
@@ -50,6 +51,7 @@ class Floor:
         settings: ExchangeSettings,
         state: State,
         instruments: Sequence[Instrument],
+        start_ms: int,
         log: CommandLog,
         outbox: Outbox,
         hub: Hub,
@@ -64,7 +66,9 @@ class Floor:
             settings.weight_1m_max, settings.orders_10s_max, settings.orders_1d_max
         )
         self.tapes = {
-            symbol: Tape(market, state.side(symbol, Side.BUY), state.side(symbol, Side.SELL))
+            symbol: Tape(
+                market, state.side(symbol, Side.BUY), state.side(symbol, Side.SELL), start_ms
+            )
             for symbol, market in self.engine.markets.items()
         }
         self.tickers = {symbol: Tickers(symbol) for symbol in self.engine.markets}
@@ -89,6 +93,7 @@ class Floor:
     def skip(self, event: MarketEvent) -> None:
         """Let the market move to where it was before a restart, without touching users' orders."""
         market = self.engine.markets[event.symbol]
+        self.tapes[event.symbol].note(event)
         if isinstance(event, Trade):
             market.last_price = event.price
             self._count(event)
@@ -232,7 +237,7 @@ class Floor:
         if outcome.symbol in self.tapes:
             tape = self.tapes[outcome.symbol]
             stream = outcome.symbol.lower() + "@"
-            time_ms = max(tape.last_trade_ms, tape.market_ms)
+            time_ms = tape.trade_ms
             for printed in outcome.prints:
                 trade = Trade(
                     outcome.symbol, printed.id, printed.price, printed.quantity,

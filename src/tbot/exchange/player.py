@@ -32,6 +32,10 @@ class Source(Protocol):
     def identity(self) -> str:
         """Names the source and what it plays: a position is only good for the same one."""
 
+    @property
+    def start_ms(self) -> int:
+        """Its own clock before its first event."""
+
     def instruments(self) -> list[Instrument]:
         """The rules of every symbol that it plays."""
 

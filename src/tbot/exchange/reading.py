@@ -118,7 +118,7 @@ def average_price(caller: Caller, params: Params) -> Any:
     return {
         "mins": 5,
         "price": wire.decimal_text(market.average_price or ZERO),
-        "closeTime": caller.floor.tapes[market.instrument.symbol].last_trade_ms,
+        "closeTime": caller.floor.tapes[market.instrument.symbol].trade_ms,
     }
 
 

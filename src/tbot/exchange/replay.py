@@ -164,10 +164,18 @@ class Replay:
             files.sort(key=lambda path: firsts[path])
         self.first_ns = min(firsts.values())
         self.snapshots = {symbol: self._first_snapshot(symbol) for symbol in self._files}
+        self.start_ms = min(self._first_ms(symbol) for symbol in self._files)
 
     def _chain(self, symbol: str) -> Iterator[tuple[int, MarketEvent]]:
         for path in self._files[symbol]:
             yield from _lines(path, symbol)
+
+    def _first_ms(self, symbol: str) -> int:
+        """The exchange time of a symbol's first event that carries one."""
+        timed = (
+            event.event_ms for _, event in self._chain(symbol) if isinstance(event, Depth | Trade)
+        )
+        return next(timed, 0)
 
     def _first_snapshot(self, symbol: str) -> Snapshot:
         for seen, (_, event) in enumerate(self._chain(symbol)):

@@ -99,7 +99,15 @@ class Server:
         loop = asyncio.get_running_loop()
         self.outbox = Outbox(self._flush, loop.call_soon)
         self.hub = Hub(self.outbox)
-        self.floor = Floor(settings, state, source.instruments(), self.log, self.outbox, self.hub)
+        self.floor = Floor(
+            settings,
+            state,
+            source.instruments(),
+            source.start_ms,
+            self.log,
+            self.outbox,
+            self.hub,
+        )
         self.floor.open_books(source.openings())
         self.gate = Gate(self.floor, self._credentials.keys(), _end_at_once)
         self.rest = Rest(self.gate, self.session, self.drop_user_streams)

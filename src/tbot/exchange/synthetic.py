@@ -347,6 +347,7 @@ class Synthetic:
         self, seed: int, start_ms: int, resume: dict[str, list[int]] | None = None
     ) -> None:
         self.identity = self.identity_of(seed)
+        self.start_ms = start_ms
         self._markets = {
             symbol: SyntheticMarket(KNOWN[symbol], seed, start_ms, (resume or {}).get(symbol))
             for symbol in CHARACTERS

@@ -65,9 +65,10 @@ class Tape:
     Args:
         market: The symbol's market in the engine.
         bids, asks: Users' resting orders.
+        start_ms: The source's clock before its first event.
     """
 
-    def __init__(self, market: Market, bids: Resting, asks: Resting) -> None:
+    def __init__(self, market: Market, bids: Resting, asks: Resting, start_ms: int = 0) -> None:
         self._market = market
         self._users = {Side.BUY: bids, Side.SELL: asks}
         self._symbol = market.instrument.symbol
@@ -75,8 +76,8 @@ class Tape:
         self._shown: dict[Side, dict[Decimal, Decimal]] = {Side.BUY: {}, Side.SELL: {}}
         self._shift = 0
         self._told: Told | None = None
-        self._event_ms = 0
-        self.last_trade_ms = 0
+        self._event_ms = start_ms
+        self._last_trade_ms = 0
 
     @property
     def last_id(self) -> int:
@@ -87,6 +88,19 @@ class Tape:
     def market_ms(self) -> int:
         """Time of the newest event, on the source's own clock."""
         return self._event_ms
+
+    def note(self, event: MarketEvent) -> None:
+        """Follow the source's clock."""
+        if isinstance(event, Trade):
+            self._last_trade_ms = event.time_ms
+            self._event_ms = max(self._event_ms, event.event_ms)
+        elif isinstance(event, Depth):
+            self._event_ms = max(self._event_ms, event.event_ms)
+
+    @property
+    def trade_ms(self) -> int:
+        """Time of a trade that a user causes now: the last trade's, so times never go back."""
+        return self._last_trade_ms or self._event_ms
 
     @property
     def _untouched(self) -> bool:
@@ -107,12 +121,10 @@ class Tape:
 
     def on_event(self, event: MarketEvent) -> Iterator[Message]:
         """Messages for an event that the engine has applied already."""
+        self.note(event)
         if isinstance(event, Trade):
-            self._event_ms = max(self._event_ms, event.event_ms)
-            self.last_trade_ms = event.time_ms
             yield _passed_on("trade", event.frame)
         elif isinstance(event, Depth):
-            self._event_ms = max(self._event_ms, event.event_ms)
             if self._untouched:
                 yield _passed_on("depth@100ms", event.frame)
                 return
@@ -213,7 +225,7 @@ class Tape:
                 "t": printed.id,
                 "p": decimal_text(printed.price),
                 "q": decimal_text(printed.quantity),
-                "T": max(self.last_trade_ms, self._event_ms),
+                "T": self.trade_ms,
                 "m": printed.buyer_is_maker,
                 "M": True,
             },

@@ -175,3 +175,71 @@ async def test_a_late_client_rebuilds_the_same_book_and_a_restart_goes_on(
         elif reference is None:
             reference = Reference(json.loads(body))
     pytest.fail("the client's book is at no update of the recording")
+
+
+async def test_users_amid_a_replay_leave_the_recording_whole(
+    new_exchange: Callable[..., Any], recordings: list[Path]
+) -> None:
+    files = [path for path in recordings if "ETH" in path.name]
+    options = itertools.chain.from_iterable(("--replay", str(path)) for path in files)
+    exchange = new_exchange(
+        *options, "--speed", "8", "--wait-for", "ethusdt@depth@100ms",
+        TBOT_EXCHANGE__WEIGHT_1M_MAX="10000000",
+    ).start()  # fmt: skip
+    client = exchange.client
+    client.deposit("USDT", "1000000")
+    client.deposit("ETH", "500")
+    first = client.get("/api/v3/depth", symbol="ETHUSDT", limit=5000).json()
+    book, trades = Reference(first), list[dict[str, Any]]()
+    recorded = [
+        json.loads(body)["data"]
+        for _, _, body in lines(files)
+        if body.startswith('{"stream":"ethusdt@trade"')
+    ]
+    names = "ethusdt@trade/ethusdt@bookTicker/ethusdt@depth@100ms"
+    async with client.streams(f"/stream?streams={names}") as stream, client.socket() as ws:
+        trader = asyncio.create_task(trade_at_random(client, ws, 250))
+        snapshot: dict[str, Any] | None = None
+        compared = 0
+        while not trader.done() or snapshot is not None or compared < 10:
+            frame = json.loads(await asyncio.wait_for(stream.recv(), 30))
+            data = frame["data"]
+            if frame["stream"].endswith("@trade"):
+                trades.append(data)
+            elif frame["stream"].endswith("@bookTicker"):
+                assert D(data["b"]) < D(data["a"])
+            else:
+                assert data["U"] == book.last_id + 1 or data["U"] <= first["lastUpdateId"]
+                book.apply(data)
+                if snapshot is None:
+                    snapshot = client.get("/api/v3/depth", symbol="ETHUSDT", limit=5000).json()
+                if book.last_id == snapshot["lastUpdateId"]:
+                    assert book.top("b", 5000) == snapshot["bids"]
+                    assert book.top("a", 5000) == snapshot["asks"]
+                    snapshot, compared = None, compared + 1
+        await trader
+    own = [trade for trade in trades if trade["t"] >= 9_000_000_000_000]
+    theirs = [trade for trade in trades if trade["t"] < 9_000_000_000_000]
+    assert theirs == recorded[: len(theirs)] and len(theirs) > 100
+    assert len(own) > 10
+    assert [t["T"] for t in trades] == sorted(t["T"] for t in trades)
+
+
+async def trade_at_random(client: Any, ws: Any, count: int) -> None:
+    """Place, take and cancel near the top of the book, the same way every time."""
+    for number in range(count):
+        best = client.get("/api/v3/ticker/bookTicker", symbol="ETHUSDT").json()
+        side = ("BUY", "SELL")[number % 2]
+        price = D(best["bidPrice" if side == "BUY" else "askPrice"])
+        price += (number % 7 - 3) * D("0.05")
+        fields = {"symbol": "ETHUSDT", "side": side, "newClientOrderId": f"amid-{number}"}
+        if number % 5 == 0:
+            fields |= {"type": "MARKET", "quantity": "0.5"}
+        else:
+            fields |= {
+                "type": "LIMIT", "timeInForce": "GTC", "quantity": "0.8", "price": str(price),
+            }  # fmt: skip
+        answer = await ws.call("order.place", **fields)
+        assert answer["status"] == 200, answer
+        if number % 3 == 0:
+            await ws.call("order.cancel", symbol="ETHUSDT", origClientOrderId=f"amid-{number}")

@@ -64,7 +64,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
     hub = Hub(outbox)
     source = Synthetic(1, 0)
     settings_ = ExchangeSettings(weight_1m_max=10**9, orders_10s_max=10**9, orders_1d_max=10**9)
-    floor = Floor(settings_, State(500, 500), source.instruments(), log, outbox, hub)
+    floor = Floor(settings_, State(500, 500), source.instruments(), 0, log, outbox, hub)
     floor.open_books(source.openings())
     for timed in islice(source.events(), 2000):
         floor.play(timed)
