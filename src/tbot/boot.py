@@ -26,7 +26,7 @@ from tbot.core.tasks import Tasks
 from tbot.db.access import require_durable, running_database
 from tbot.db.migrate import require_current
 from tbot.db.notify import NotifyBridge
-from tbot.db.pool import connect_committer, connect_listener, create_pool
+from tbot.db.pool import DATABASE_FAULTS, connect_committer, connect_listener, create_pool
 from tbot.gateway.gateway import Gateway, GatewayParts
 from tbot.journal.commands import Projection
 from tbot.journal.committer import Committer
@@ -197,7 +197,7 @@ async def _close_pool(pool: asyncpg.Pool[asyncpg.Record]) -> None:
     try:
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await pool.close()
-    except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    except DATABASE_FAULTS:
         pool.terminate()
 
 
@@ -256,7 +256,7 @@ async def _learn(
                 await orders_store.save_instruments(connection, found)
             learned(found)
             return
-        except (VenueError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (VenueError, *DATABASE_FAULTS) as error:
             _log.warning("instruments_not_learned", error=str(error))
             await asyncio.sleep(1.0)
 
@@ -326,7 +326,7 @@ def _checks(
     async def database() -> str | None:
         try:
             await pool.fetchval("select 1", timeout=1.0)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+        except DATABASE_FAULTS:
             return "no answer"
         return None
 

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
-import asyncpg
 import structlog
 
 from tbot.auth import store, tokens
@@ -29,6 +28,7 @@ from tbot.core.errors import InsufficientScope, InvalidCredentials, InvalidToken
 from tbot.core.ids import new_id
 from tbot.core.settings import AuthSettings
 from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
 
 _log = structlog.get_logger(__name__)
 
@@ -127,7 +127,7 @@ async def _keep(auth: Auth) -> None:
             await auth.keys.load()
             async with store.transaction(auth.pool) as connection:
                 await store.sweep_sessions(connection, _SESSIONS_KEPT_S)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TBotError) as error:
+        except (*DATABASE_FAULTS, TBotError) as error:
             # The keys at hand go on serving; the next round tries again.
             _log.warning("auth_upkeep_failed", error=repr(error))
 

@@ -19,6 +19,7 @@ import asyncpg
 
 from tbot.auth.scopes import Role
 from tbot.core.errors import OutcomeUnknown
+from tbot.db.pool import DATABASE_FAULTS
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 type Pool = asyncpg.Pool[Any]
@@ -87,12 +88,12 @@ async def transaction(pool: Pool) -> AsyncIterator[Connection]:
             connection.terminate()  # a cancel request could hit the connection's next statement
             raise
         except BaseException:
-            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            with contextlib.suppress(*DATABASE_FAULTS):
                 await connection.execute("ROLLBACK")
             raise
         try:
             answer = await connection.execute("COMMIT")
-        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
+        except DATABASE_FAULTS as error:
             raise OutcomeUnknown("the database went away while the change was committed") from error
         if answer != "COMMIT":
             raise OutcomeUnknown(f"COMMIT was answered by {answer}")

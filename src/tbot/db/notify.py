@@ -16,6 +16,7 @@ import structlog
 
 from tbot.core.bus import EVERYTHING, Bus
 from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
 
 CHANNEL: Final = "tbot"
 _CHECK_INTERVAL_S: Final = 10.0
@@ -50,7 +51,7 @@ class NotifyBridge:
         while True:
             try:
                 connection = await self._connect()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except DATABASE_FAULTS as error:
                 _log.warning("notify_unavailable", error=str(error))
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1))
                 delay_s = min(_RECONNECT_S_MAX, delay_s * 2)
@@ -58,7 +59,7 @@ class NotifyBridge:
             delay_s = 0.05
             try:
                 await self._listen(connection)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except DATABASE_FAULTS as error:
                 _log.warning("notify_interrupted", error=str(error))
             finally:
                 connection.terminate()

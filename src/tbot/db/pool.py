@@ -1,6 +1,6 @@
 """Connections to Postgres: the pool for reads, and the committer's own.
 
-Entry points: `create_pool`, `connect_committer`, `connect_listener`.
+Entry points: `create_pool`, `connect_committer`, `connect_listener`, `DATABASE_FAULTS`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,15 @@ import asyncpg
 from tbot.core.settings import CommitterSettings, DatabaseSettings
 
 CONNECT_TIMEOUT_S: Final = 5.0
+
+DATABASE_FAULTS: Final = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    # A server that dies between two steps of asyncpg's own state machine.
+    asyncpg.InternalClientError,
+)
+"""What a database call may raise when the database is away; `TimeoutError` is an `OSError`."""
 _TCP_USER_TIMEOUT_MS: Final = 10_000
 
 

@@ -28,6 +28,7 @@ from tbot.core.errors import VenueError
 from tbot.core.ids import new_id
 from tbot.core.settings import GatewaySettings
 from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
 from tbot.gateway.lease import Connect, Lease
 from tbot.gateway.reconciler import Reconciler, SearchingVenue
 from tbot.gateway.reports import Reports
@@ -167,7 +168,7 @@ class Gateway:
                 found = await self._parts.venue.instruments()
                 async with self._parts.pool.acquire() as connection:
                     await store.save_instruments(connection, found)
-            except (VenueError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (VenueError, *DATABASE_FAULTS) as error:
                 _log.warning("instruments_not_learned", error=str(error))
                 await asyncio.sleep(backoff.next_s())
                 continue
@@ -379,7 +380,7 @@ class _Epoch:
             while True:
                 try:
                     await self._look()
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                except DATABASE_FAULTS as error:
                     _log.warning("orders_not_read", error=repr(error))
                 if boot_s() - looked_s >= _SWEEP_S:
                     looked_s = boot_s()

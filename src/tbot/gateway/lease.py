@@ -16,13 +16,13 @@ import asyncpg
 import structlog
 
 from tbot.core.clock import boot_s
+from tbot.db.pool import DATABASE_FAULTS
 from tbot.venues.backoff import FullJitter
 
 _log = structlog.get_logger(__name__)
 
 type Connect = Callable[[], Awaitable[asyncpg.Connection[Any]]]
 
-_FAULTS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 _QUERY_TIMEOUT_S: Final = 2.0
 
 _ACQUIRE: Final = """
@@ -72,7 +72,7 @@ class Lease:
             before_s = boot_s()
             try:
                 epoch = await self._query(_ACQUIRE, self._name, self._holder, self._ttl_s)
-            except _FAULTS as error:
+            except DATABASE_FAULTS as error:
                 _log.warning("lease_not_reached", lease=self._name, error=repr(error))
             else:
                 if epoch is not None:
@@ -92,7 +92,7 @@ class Lease:
             before_s = boot_s()
             try:
                 epoch = await self._query(_RENEW, self._name, self._holder, self.epoch, self._ttl_s)
-            except _FAULTS as error:
+            except DATABASE_FAULTS as error:
                 _log.warning("lease_not_renewed", lease=self._name, error=repr(error))
                 continue
             if epoch is None:
@@ -107,7 +107,7 @@ class Lease:
         if held:
             try:
                 await self._query(_RELEASE, self._name, self._holder, self.epoch)
-            except _FAULTS as error:
+            except DATABASE_FAULTS as error:
                 _log.warning("lease_not_released", lease=self._name, error=repr(error))
         if self._connection is not None:
             self._connection.terminate()
@@ -119,7 +119,7 @@ class Lease:
         try:
             async with asyncio.timeout(min(_QUERY_TIMEOUT_S, self._ttl_s / 2)):
                 return await self._connection.fetchval(sql, *args)
-        except _FAULTS:
+        except DATABASE_FAULTS:
             self._connection.terminate()
             self._connection = None
             raise

@@ -30,6 +30,7 @@ from tbot.core.errors import (
 from tbot.core.refusals import Refused
 from tbot.core.settings import CommitterSettings
 from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.batch import Batch, CommandFailed, Committed, Connection, StateCache
 from tbot.journal.commands import Accepted, Command, Priority, Projection
 from tbot.journal.queue import CommandQueue, Pending
@@ -53,13 +54,6 @@ _BATCH_TIME = Histogram(
 _WAITING = Gauge("tbot_committer_waiting", "Commands in the queue.")
 _OUTCOMES = Counter("tbot_commands_total", "Commands by outcome.", ["outcome"])
 _UNKNOWN = Counter("tbot_committer_unknown_commits_total", "COMMITs whose answer was lost.")
-
-_DATABASE_ERRORS: Final = (
-    OSError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
 
 type Listener = Callable[[Sequence[Committed]], None]
 
@@ -113,7 +107,7 @@ class Committer:
         """
         try:
             await self._open()
-        except _DATABASE_ERRORS as error:
+        except DATABASE_FAULTS as error:
             raise JournalUnavailable(f"no connection for the committer: {error}") from error
         self._run_task = self._tasks.start(self._run(), "run")
 
@@ -191,7 +185,7 @@ class Committer:
         while group and (self._connection is None or self._connection.is_closed()):
             try:
                 await self._open()
-            except _DATABASE_ERRORS as error:
+            except DATABASE_FAULTS as error:
                 self.healthy = False
                 _log.warning("journal_unavailable", error=str(error))
                 group = self._patient(group)
@@ -263,7 +257,7 @@ class Committer:
         if self._connection is not None:
             try:
                 await self._connection.execute("ROLLBACK")
-            except _DATABASE_ERRORS:
+            except DATABASE_FAULTS:
                 self._discard()
 
     async def _recover(self, batch: Batch, error: Exception) -> list[list[Pending]]:
@@ -312,7 +306,7 @@ class Committer:
                     landed = await batch.landed(self._connection)
                 finally:
                     watchdog.cancel()
-            except _DATABASE_ERRORS as error:
+            except DATABASE_FAULTS as error:
                 self.healthy = False
                 self._discard()
                 _log.warning("commit_still_unknown", error=repr(error))

@@ -20,10 +20,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
-import asyncpg
 import structlog
 from prometheus_client import Counter, Gauge
 
@@ -31,6 +30,7 @@ from tbot.core.bus import Bus, wait_for_wake
 from tbot.core.errors import IntegrityError
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal import chain
 from tbot.journal.batch import Committed
 
@@ -45,15 +45,6 @@ WHERE account_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"""
 _HASH = "SELECT hash FROM journal WHERE account_id = $1 AND seq = $2"
 _HEAD = "SELECT seq, hash FROM streams WHERE account_id = $1"
 _HEADS = "SELECT account_id, seq FROM streams WHERE account_id = ANY($1::uuid[])"
-
-
-DATABASE_TROUBLE: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a connection that died between two of its own steps
-    OSError,
-)
-"""What a query raises while the database is away: worth another try."""
 
 
 class Pool(Protocol):
@@ -274,7 +265,7 @@ class Journal:
             if self._watched:
                 try:
                     await self.sweep()
-                except DATABASE_TROUBLE as error:
+                except DATABASE_FAULTS as error:
                     _log.warning("sweep_failed", error=repr(error))
 
     async def sweep(self) -> None:

@@ -248,6 +248,7 @@ def problem_of(error: Exception) -> Problem | None:
             | asyncpg.CrashShutdownError()
             | asyncpg.QueryCanceledError()
             | asyncpg.InterfaceError()
+            | asyncpg.InternalClientError()
             | ConnectionError()
             | TimeoutError()
         ):

@@ -29,7 +29,8 @@ from tbot.auth.sessions import TOPIC as SESSIONS_TOPIC
 from tbot.core.bus import Bus, wait_for_wake
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
-from tbot.journal.cursors import DATABASE_TROUBLE, Journal, Pool
+from tbot.db.pool import DATABASE_FAULTS
+from tbot.journal.cursors import Journal, Pool
 from tbot.market.channels import Market
 from tbot.market.hub import CLOSE_DRAIN, Hub
 from tbot.market.subscribers import Output
@@ -232,7 +233,7 @@ class Streams:
                         lives = await auth_flow.still_holds(self.auth, principal)
                         if not lives and self.auth.clock() < principal.expires_at_s:
                             session.end_session()
-                    except DATABASE_TROUBLE as error:
+                    except DATABASE_FAULTS as error:
                         _log.warning("sessions_unchecked", error=repr(error))
                         break
 

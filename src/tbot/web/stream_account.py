@@ -11,7 +11,8 @@ import structlog
 
 from tbot.core import money
 from tbot.core.errors import IntegrityError
-from tbot.journal.cursors import DATABASE_TROUBLE, Cursor, Journal, Place, Pool, Recorded
+from tbot.db.pool import DATABASE_FAULTS
+from tbot.journal.cursors import Cursor, Journal, Place, Pool, Recorded
 from tbot.ledger import store as ledger_store
 from tbot.market.subscribers import Subscriber
 from tbot.market.topics import Frame, encode
@@ -149,7 +150,7 @@ class PrivateStream:
                 try:
                     entries = await self._cursor.next()
                     delay_s = 0.1
-                except DATABASE_TROUBLE as error:
+                except DATABASE_FAULTS as error:
                     _log.warning(
                         "stream_read_failed", account=str(self.account_id), error=repr(error)
                     )

@@ -22,8 +22,8 @@ from tbot.auth.flow import Principal
 from tbot.auth.tokens import TOKEN_BYTES_MAX
 from tbot.core import clock
 from tbot.core.errors import AuthError, Unavailable
+from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.chain import HASH_PREFIX_DIGITS
-from tbot.journal.cursors import DATABASE_TROUBLE
 from tbot.market.channels import CHANNELS, Channel, Denied, wanted
 from tbot.market.subscribers import Output, Subscriber
 from tbot.market.topics import Frame, Topic
@@ -202,7 +202,7 @@ class Session:
                     self.subscriber.tell({"op": "pong", **id_of(message)})
                 case _:
                     self._tell_problem("unknown_op", "op is auth, sub, unsub or ping", message)
-        except (*DATABASE_TROUBLE, Unavailable) as error:
+        except (*DATABASE_FAULTS, Unavailable) as error:
             _log.warning("stream_unavailable", op=op, error=repr(error))
             why = "temporarily unavailable"
             told = problem("unavailable", why, message, temporary=True, retry_after_s=1.0)
