@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -113,10 +112,6 @@ class Gateway:
             self._epoch = None
         await self._lease.release()
         _leading_gauge.labels(self._parts.venue.name).set(0)
-
-    def estimate_wait_s(self) -> float:
-        """How long an order accepted now would wait here; infinite while nothing is sent."""
-        return self._parts.venue.estimate_wait_s() if self.ready.is_set() else math.inf
 
     def instrument(self, symbol: str) -> Instrument | None:
         """An instrument by our symbol."""

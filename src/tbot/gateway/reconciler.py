@@ -47,9 +47,6 @@ class SearchingVenue(Venue, Protocol):
     ) -> OrderReport | None:
         """The order from any list of the venue; None when all of them agree that there is none."""
 
-    def estimate_wait_s(self) -> float:
-        """How long an order placed now would wait for the venue's rate budget."""
-
 
 class Reconciler:
     """Asks the venue about orders.

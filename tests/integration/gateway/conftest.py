@@ -192,9 +192,6 @@ class ScriptedVenue:
     ) -> OrderReport | None:
         return self._question("search", client_id)
 
-    def estimate_wait_s(self) -> float:
-        return 0.0
-
     def _question(self, kind: str, client_id: str) -> OrderReport | None:
         if self.down:
             raise VenueDown("no connection")

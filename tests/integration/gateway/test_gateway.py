@@ -133,7 +133,6 @@ async def test_what_is_accepted_while_the_gateway_starts_is_sent(
     scripted.down = True  # the first comparison fails, so new orders are held back
     gateway = await new_gateway(desk, scripted, ready=False)
     await until(lambda: gateway._epoch is not None)
-    assert gateway.estimate_wait_s() > 1e9
     orders = [await trader.place(account) for _ in range(3)]
     scripted.down = False
     for order in orders:
