@@ -12,8 +12,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tbot.core.errors import VenueAmbiguous, VenueRateLimited, VenueRefused
+from tbot.core.errors import VenueRateLimited, VenueRefused
 from tbot.core.refusals import Reason, Refused
+from tbot.gateway.sender import placement_of
 from tbot.orders import store
 from tbot.orders.model import State
 from tbot.venues.base import OrderReport, Placement, StreamGap, VenueStatus
@@ -85,24 +86,9 @@ async def test_failed_questions_never_count_as_absence(
     scripted.down = True
     await asyncio.sleep(2.5)  # far past the deadline, and nobody answers
     assert (await trader.get(order)).state is State.UNKNOWN
-    scripted.book(_placement(order))
+    scripted.book(placement_of(order, *await scripted.instruments()))
     scripted.down = False
     await trader.until(order, lambda o: o.state is State.NEW)
-
-
-def _placement(order: Any) -> Placement:
-    from tbot.gateway.sender import placement_of
-
-    return placement_of(order, _INSTRUMENT)
-
-
-@pytest.fixture(autouse=True)
-async def _instrument(scripted: Any) -> None:
-    global _INSTRUMENT
-    (_INSTRUMENT,) = await scripted.instruments()
-
-
-_INSTRUMENT: Any = None
 
 
 @pytest.mark.parametrize("landed", [True, False])
@@ -113,7 +99,7 @@ async def test_a_restart_never_sends_what_it_finds(
     account = await desk.open(USDT="1000")
     order = await trader.place(account, within_s=0.2)
     if landed:
-        scripted.book(_placement(order))
+        scripted.book(placement_of(order, *await scripted.instruments()))
         scripted.fill(order.venue_client_id)
     await new_gateway(desk, scripted)
     order = await trader.until(order, lambda o: o.final)
@@ -233,7 +219,7 @@ async def test_a_late_landing_becomes_a_linked_order(
     order = await trader.place(account, within_s=0.1)
     order = await trader.until(order, lambda o: o.final)
     assert order.reason.startswith("never_landed")
-    scripted.book(_placement(order))
+    scripted.book(placement_of(order, *await scripted.instruments()))
     scripted.tell(scripted.books[order.venue_client_id].report())
     filled = scripted.fill(order.venue_client_id)
     scripted.tell(filled.report(last_only=True))
@@ -251,97 +237,6 @@ async def test_a_late_landing_becomes_a_linked_order(
     assert (await trader.get(order)).state is State.REJECTED, "terminal stays terminal"
     assert await pool.fetchval("SELECT count(*) FROM orders") == 2
     await desk.verified()
-
-
-async def test_a_cancel_waits_for_its_placement(
-    desk: Any, scripted: Any, new_gateway: Any, trader: Any
-) -> None:
-    await new_gateway(desk, scripted)
-    account = await desk.open(USDT="1000")
-    answer = asyncio.Event()
-
-    async def place(placement: Placement) -> OrderReport:
-        await answer.wait()
-        return scripted.book(placement).report()
-
-    scripted.on_place = place
-    order = await trader.place(account)
-    await until(lambda: len(scripted.placed) == 1)
-    await desk.cancel(order)
-    await trader.until(order, lambda o: o.state is State.PENDING_CANCEL)
-    assert scripted.cancels == []
-    answer.set()
-    order = await trader.until(order, lambda o: o.final)
-    assert order.state is State.CANCELED
-    assert scripted.cancels == [order.venue_client_id]
-
-
-async def test_a_cancel_that_comes_too_late_learns_of_the_fill(
-    desk: Any, scripted: Any, new_gateway: Any, trader: Any
-) -> None:
-    await new_gateway(desk, scripted)
-    account = await desk.open(USDT="1000")
-    order = await trader.place(account)
-    await trader.until(order, lambda o: o.state is State.NEW)
-    scripted.fill(order.venue_client_id)  # and no event tells
-    await desk.cancel(order)
-    order = await trader.until(order, lambda o: o.final)
-    assert order.state is State.FILLED
-    await desk.verified()
-
-
-@pytest.mark.parametrize("executed", [True, False])
-async def test_a_cancel_whose_answer_is_lost_is_asked_for(
-    desk: Any, scripted: Any, new_gateway: Any, trader: Any, executed: bool
-) -> None:
-    await new_gateway(desk, scripted)
-    account = await desk.open(USDT="1000")
-    order = await trader.place(account)
-    await trader.until(order, lambda o: o.state is State.NEW)
-
-    async def lose(client_id: str) -> OrderReport:
-        scripted.on_cancel = scripted.obey
-        if executed:
-            await scripted.obey(client_id)
-        raise VenueAmbiguous("no answer", "no_answer")
-
-    scripted.on_cancel = lose
-    await desk.cancel(order)
-    await trader.until(order, lambda o: o.state is State.CANCELED)
-    assert len(scripted.cancels) == (1 if executed else 2), "a cancel may be repeated"
-
-
-async def test_a_refused_cancel_lets_the_order_live(
-    desk: Any, scripted: Any, new_gateway: Any, trader: Any
-) -> None:
-    await new_gateway(desk, scripted)
-    account = await desk.open(USDT="1000")
-    order = await trader.place(account)
-    await trader.until(order, lambda o: o.state is State.NEW)
-
-    async def refuse(_client_id: str) -> OrderReport:
-        raise VenueRefused("Order was not canceled due to cancel restrictions.", "cancel_refused")
-
-    scripted.on_cancel = refuse
-    await desk.cancel(order)
-    order = await trader.until(order, lambda o: o.reason is not None)
-    assert (order.state, order.cancel_requested) == (State.NEW, False)
-    scripted.on_cancel = scripted.obey
-    await desk.cancel(order)
-    await trader.until(order, lambda o: o.state is State.CANCELED)
-
-
-async def test_a_cancel_of_an_unsent_order_keeps_it_unsent(
-    desk: Any, scripted: Any, new_gateway: Any, trader: Any
-) -> None:
-    await new_gateway(desk, scripted)
-    account = await desk.open(USDT="1000")
-    scripted.down = True
-    order = await trader.place(account)
-    await desk.cancel(order)
-    order = await trader.until(order, lambda o: o.final)
-    assert order.reason.startswith("never_sent: canceled before it was sent")
-    assert scripted.placed == []
 
 
 async def test_nothing_is_signed_after_send_by(
