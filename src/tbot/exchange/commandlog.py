@@ -59,7 +59,8 @@ class StateImage(msgspec.Struct):
     fees: dict[str, str]
     market: dict[str, str]
     next_order_id: int
-    next_trade_number: int
+    printed: dict[str, int]
+    newest_trade: dict[str, int]
     mark: Marked | None
 
 
@@ -181,7 +182,8 @@ def write_state(directory: Path, session: str, number: int, state: State) -> Pat
         fees={asset: str(amount) for asset, amount in state.fees.items()},
         market={asset: str(amount) for asset, amount in state.market.items()},
         next_order_id=state.next_order_id,
-        next_trade_number=state.next_trade_number,
+        printed=state.printed,
+        newest_trade=state.newest_trade,
         mark=state.mark,
     )
     path = directory / f"state-{number:012d}.json"
@@ -240,21 +242,19 @@ def _load_image(path: Path, state: State) -> StateImage:
     state.fees = {asset: Decimal(amount) for asset, amount in image.fees.items()}
     state.market = {asset: Decimal(amount) for asset, amount in image.market.items()}
     state.next_order_id = image.next_order_id
-    state.next_trade_number = image.next_trade_number
+    state.printed = image.printed
+    state.newest_trade = image.newest_trade
     state.mark = image.mark
     state.position = image.mark.position if image.mark is not None else 0
     return image
 
 
-def restore(
-    directory: Path, state: State, trade_id_base: int, through: int | None = None
-) -> tuple[str | None, int]:
+def restore(directory: Path, state: State, through: int | None = None) -> tuple[str | None, int]:
     """Rebuild the state from the newest state file and the logs after it.
 
     Args:
         directory: The data directory.
         state: Empty; filled in place.
-        trade_id_base: Where users' trade ids start.
         through: Only files whose records end at this number: those that are closed while the
             exchange goes on writing. None reads everything and cuts a torn end.
 
@@ -291,7 +291,7 @@ def restore(
                     f"{path}: record {number + 1} is missing (found {record.number})"
                 )
             for effect in record.effects:
-                state.apply(effect, record.at_ms, trade_id_base)
+                state.apply(effect, record.at_ms)
             state.position = max(state.position, int(record.met.get("position", 0)))
             number = record.number
     return session, number

@@ -15,7 +15,6 @@ import structlog
 
 from tbot.core.errors import TBotError
 from tbot.exchange.commandlog import restore, write_state
-from tbot.exchange.engine import TRADE_ID_BASE
 from tbot.exchange.state import State
 
 _log = structlog.get_logger(__name__)
@@ -28,7 +27,7 @@ def compact(directory: Path, through: int, orders_kept: int, executions_kept: in
         DataDirectoryError: The logs cannot be read; nothing was removed.
     """
     state = State(orders_kept, executions_kept)
-    session, number = restore(directory, state, TRADE_ID_BASE, through)
+    session, number = restore(directory, state, through)
     if session is not None and number == through:
         write_state(directory, session, number, state)
 

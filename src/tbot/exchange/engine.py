@@ -9,7 +9,10 @@ Invariants:
 2. No resting order stays at or through the market's live book: it is filled at its own price, up
    to the market quantity that crossed it.
 3. What users take from the market is gone from its live book until the source sets that level.
-4. Users of one account may trade with each other: there is no self-trade prevention, because
+4. Trade ids of a symbol are contiguous: a user's trade takes the id after the newest, and the
+   source's later ones are moved up (`Floor`). The first resting order that a source's trade fills
+   shares that trade's id, and so do two users who meet.
+5. Users of one account may trade with each other: there is no self-trade prevention, because
    unrelated users share a venue account.
 """
 
@@ -42,9 +45,6 @@ from tbot.exchange.outcome import NewOrder, Outcome, Print, Report
 from tbot.exchange.queue import Budget, Match, serve, sweep, touched
 from tbot.exchange.state import State
 
-TRADE_ID_BASE: Final = 9_000_000_000_000
-"""Users' trades are numbered from here: above every recorded id, exact in a double."""
-
 INSUFFICIENT: Final = Refusal(-2010, "Account has insufficient balance for requested action.")
 DUPLICATE: Final = Refusal(-2010, "Duplicate order sent.")
 WOULD_TAKE: Final = Refusal(-2010, "Order would immediately match and take.")
@@ -55,10 +55,15 @@ TOO_MANY: Final = Refusal(-2010, "Filter failure: MAX_NUM_ORDERS")
 
 @dataclass(slots=True)
 class Market:
-    """One symbol: its rules, its book and its last trade."""
+    """One symbol: its rules, its book and its last trade.
+
+    Attributes:
+        trade_id: The newest id on the public tape; a user's trade takes the next one.
+    """
 
     instrument: Instrument
     book: MarketBook = field(default_factory=MarketBook)
+    trade_id: int = 0
     last_price: Decimal | None = None
     average_price: Decimal | None = None
 
@@ -191,13 +196,15 @@ class Engine:
         other = new.side.opposite
         book, resting = market.side(other), self.state.side(new.symbol, other)
         for match in matches:
-            number = TRADE_ID_BASE + self.state.next_trade_number
+            number = self._next_trade_id(market)
             if match.maker is None:
                 book.take(match.price, match.quantity)
                 resting.pass_by(match.price, match.quantity)
             else:
                 self._fill(match.maker, number, match.price, match.quantity, True, now_ms, outcome)
-            self._fill(order, number, match.price, match.quantity, False, now_ms, outcome)
+            self._fill(
+                order, number, match.price, match.quantity, False, now_ms, outcome, printed=True
+            )
             outcome.moved.add((other, match.price))
             outcome.prints.append(Print(number, match.price, match.quantity, new.side is Side.SELL))
         rests = new.type is not OrderType.MARKET and new.time_in_force is TimeInForce.GTC
@@ -215,21 +222,22 @@ class Engine:
         maker: bool,
         now_ms: int,
         outcome: Outcome,
+        printed: bool = False,
     ) -> None:
         rate = self._maker_fee if maker else self._taker_fee
         received = quantity if order.side is Side.BUY else price * quantity
         fee = quantize(received * rate, SCALE, decimal.ROUND_DOWN)
-        effect = Filled(order.id, trade_id, price, quantity, fee, maker)
+        effect = Filled(order.id, trade_id, price, quantity, fee, maker, printed)
         self._perform(effect, order, now_ms, outcome)
 
     def _perform(self, effect: Effect, order: Order, now_ms: int, outcome: Outcome) -> None:
         if isinstance(effect, Opened):
             # The effect keeps its own copy for the log; the state holds the one that changes.
-            self.state.apply(Opened(order), now_ms, TRADE_ID_BASE)
+            self.state.apply(Opened(order), now_ms)
             outcome.reports.append(Report(copy(order), "NEW", None, ""))
             outcome.touch(order.account, order.gives)
         else:
-            self.state.apply(effect, now_ms, TRADE_ID_BASE)
+            self.state.apply(effect, now_ms)
             if isinstance(effect, Filled):
                 outcome.reports.append(Report(copy(order), "TRADE", effect, ""))
                 outcome.touch(order.account, order.gives, order.gets)
@@ -257,7 +265,7 @@ class Engine:
                 return Outcome()
             return Refusal(-1130, "This deposit id was used with other content.")
         outcome = Outcome(effects=[deposit])
-        self.state.apply(deposit, now_ms, TRADE_ID_BASE)
+        self.state.apply(deposit, now_ms)
         outcome.touch(deposit.account, deposit.asset)
         return outcome
 
@@ -266,6 +274,7 @@ class Engine:
         market = self.markets[event.symbol]
         if isinstance(event, Trade):
             market.last_price = event.price
+            market.trade_id = max(market.trade_id, event.id)
             return self._meet_trade(market, event, now_ms)
         self.replay_book(event)
         bids = self.state.side(event.symbol, Side.BUY)
@@ -302,6 +311,11 @@ class Engine:
                 if price in resting.orders:
                     resting.clip(price, live.get(price))
 
+    def _next_trade_id(self, market: Market) -> int:
+        newest = self.state.newest_trade.get(market.instrument.symbol, 0)
+        market.trade_id = max(market.trade_id, newest) + 1
+        return market.trade_id
+
     def _meet_trade(self, market: Market, trade: Trade, now_ms: int) -> Outcome | None:
         side = Side.BUY if trade.buyer_is_maker else Side.SELL
         resting = self.state.side(trade.symbol, side)
@@ -315,8 +329,14 @@ class Engine:
                 if match.maker is None:
                     resting.pass_by(price, match.quantity)
                     continue
-                number = TRADE_ID_BASE + self.state.next_trade_number
-                self._fill(match.maker, number, price, match.quantity, True, now_ms, outcome)
+                # The first shares the market trade's id; every further one is a trade of its own.
+                own = bool(outcome.reports)
+                number = self._next_trade_id(market) if own else trade.id
+                self._fill(match.maker, number, price, match.quantity, True, now_ms, outcome, own)
+                if own:
+                    outcome.prints.append(
+                        Print(number, price, match.quantity, trade.buyer_is_maker)
+                    )
                 outcome.moved.add((side, price))
         return outcome if outcome.effects else None
 
@@ -336,8 +356,8 @@ class Engine:
                 order = next(resting.at(own))
                 quantity = min(order.remaining, against.live.get(other))
                 against.take(other, quantity)
-                number = TRADE_ID_BASE + self.state.next_trade_number
-                self._fill(order, number, own, quantity, True, now_ms, outcome)
+                number = self._next_trade_id(market)
+                self._fill(order, number, own, quantity, True, now_ms, outcome, printed=True)
                 outcome.moved.add((side, own))
                 outcome.moved.add((side.opposite, other))
                 outcome.prints.append(Print(number, own, quantity, side is Side.BUY))

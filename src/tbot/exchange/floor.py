@@ -92,10 +92,12 @@ class Floor:
 
     def skip(self, event: MarketEvent) -> None:
         """Let the market move to where it was before a restart, without touching users' orders."""
+        event = self._numbered(event)
         market = self.engine.markets[event.symbol]
         self.tapes[event.symbol].note(event)
         if isinstance(event, Trade):
             market.last_price = event.price
+            market.trade_id = event.id
             self._count(event)
         else:
             self.engine.replay_book(event)
@@ -166,7 +168,7 @@ class Floor:
 
     def play(self, timed: Timed) -> None:
         """Let the market move by one event and tell everyone."""
-        event = timed.event
+        event = self._numbered(timed.event)
         now_ms = wall_ms()
         self.position = timed.index + 1
         self.events_played += 1
@@ -179,6 +181,13 @@ class Floor:
         self.derived.on_event(event)
         if outcome is not None:
             self._commit(outcome, {}, now_ms)
+
+    def _numbered(self, event: MarketEvent) -> MarketEvent:
+        """A source's trade with the number that it has on the tape: users' trades came between."""
+        shift = self.state.printed.get(event.symbol, 0)
+        if not shift or not isinstance(event, Trade):
+            return event
+        return msgspec.structs.replace(event, id=event.id + shift, frame=b"")
 
     def _count(self, trade: Trade) -> None:
         self.tickers[trade.symbol].add(

@@ -133,7 +133,11 @@ class Opened(msgspec.Struct, tag="open", frozen=True):
 
 
 class Filled(msgspec.Struct, tag="fill", frozen=True):
-    """An open order was executed, in part or whole. Two users who meet share the trade id."""
+    """An open order was executed, in part or whole. Two users who meet share the trade id.
+
+    Attributes:
+        printed: The trade was not the source's: it was printed on the public tape, once.
+    """
 
     order_id: int
     trade_id: int
@@ -141,6 +145,7 @@ class Filled(msgspec.Struct, tag="fill", frozen=True):
     quantity: Decimal
     fee: Decimal
     maker: bool
+    printed: bool = False
 
 
 class Closed(msgspec.Struct, tag="close", frozen=True):

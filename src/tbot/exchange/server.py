@@ -22,7 +22,6 @@ from tbot.exchange import credentials
 from tbot.exchange.commandlog import CommandLog, restore, write_state
 from tbot.exchange.compaction import compact_apart
 from tbot.exchange.connection import Connection
-from tbot.exchange.engine import TRADE_ID_BASE
 from tbot.exchange.floor import Floor
 from tbot.exchange.gate import Gate
 from tbot.exchange.hub import Hub, Outbox
@@ -87,7 +86,7 @@ class Server:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(data_dir)
         state = State(settings.orders_kept, settings.executions_kept)
-        session, number = restore(data_dir, state, TRADE_ID_BASE)
+        session, number = restore(data_dir, state)
         self.session_id = session or str(new_id())
         self._credentials = credentials.load(data_dir) or credentials.create()
         source, position = open_source(settings, state)

@@ -107,6 +107,10 @@ class State:
     Args:
         orders_kept: Closed orders remembered of each account.
         executions_kept: Executions remembered of each account.
+
+    Attributes:
+        printed: By symbol, how many of users' trades are on the public tape.
+        newest_trade: By symbol, the highest trade id of a user's execution.
     """
 
     def __init__(self, orders_kept: int, executions_kept: int) -> None:
@@ -119,7 +123,8 @@ class State:
         self.fees: dict[str, Decimal] = {}
         self.market: dict[str, Decimal] = {}
         self.next_order_id = 1
-        self.next_trade_number = 1
+        self.printed: dict[str, int] = {}
+        self.newest_trade: dict[str, int] = {}
         self.mark: Marked | None = None
         self.position = 0
 
@@ -152,7 +157,7 @@ class State:
             if symbol is None or order.symbol == symbol:
                 yield order
 
-    def apply(self, effect: Effect, at_ms: int, trade_id_base: int) -> None:
+    def apply(self, effect: Effect, at_ms: int) -> None:
         """Perform one effect.
 
         Raises:
@@ -160,7 +165,7 @@ class State:
                 the code that wrote it was wrong. Nothing can be trusted then; stop.
         """
         if isinstance(effect, Filled):
-            self._fill(effect, at_ms, trade_id_base)
+            self._fill(effect, at_ms)
         elif isinstance(effect, Opened):
             self._open(effect.order)
         elif isinstance(effect, Closed):
@@ -204,7 +209,7 @@ class State:
             raise IntegrityError(f"order {order_id} is not open")
         return order
 
-    def _fill(self, fill: Filled, at_ms: int, trade_id_base: int) -> None:
+    def _fill(self, fill: Filled, at_ms: int) -> None:
         order = self._live(fill.order_id)
         account = self.account(order.account)
         value = fill.price * fill.quantity
@@ -227,7 +232,10 @@ class State:
         order.executed_quote += value
         order.updated_ms = account.updated_ms = at_ms
         order.status = Status.PARTIALLY_FILLED
-        self.next_trade_number = max(self.next_trade_number, fill.trade_id - trade_id_base + 1)
+        newest = self.newest_trade.get(order.symbol, 0)
+        self.newest_trade[order.symbol] = max(newest, fill.trade_id)
+        if fill.printed:
+            self.printed[order.symbol] = self.printed.get(order.symbol, 0) + 1
         account.remember(
             Execution(
                 id=fill.trade_id,

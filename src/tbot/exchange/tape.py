@@ -10,7 +10,7 @@ Invariants:
    every update, the market's book less what users took plus users' resting orders.
 3. What users do appears as extra diffs of one update id each. Every later id of the source is
    shifted by the number of extra diffs so far, so ids stay contiguous and grow.
-4. Recorded trade ids are never changed; users' trades have their own range (`TRADE_ID_BASE`).
+4. Trade ids stay contiguous too: each source's trade comes numbered after users' trades so far.
 """
 
 from __future__ import annotations
@@ -123,7 +123,12 @@ class Tape:
         """Messages for an event that the engine has applied already."""
         self.note(event)
         if isinstance(event, Trade):
-            yield _passed_on("trade", event.frame)
+            if event.frame:
+                yield _passed_on("trade", event.frame)
+            else:  # renumbered
+                yield self._trade(
+                    event.id, event.price, event.quantity, event.buyer_is_maker, event.time_ms
+                )
         elif isinstance(event, Depth):
             if self._untouched:
                 yield _passed_on("depth@100ms", event.frame)
@@ -216,17 +221,24 @@ class Tape:
         )
 
     def _printed(self, printed: Print) -> Message:
+        return self._trade(
+            printed.id, printed.price, printed.quantity, printed.buyer_is_maker, self.trade_ms
+        )
+
+    def _trade(
+        self, number: int, price: Decimal, quantity: Decimal, buyer_is_maker: bool, time_ms: int
+    ) -> Message:
         return self._message(
             "trade",
             {
                 "e": "trade",
                 "E": self._event_ms,
                 "s": self._symbol,
-                "t": printed.id,
-                "p": decimal_text(printed.price),
-                "q": decimal_text(printed.quantity),
-                "T": self.trade_ms,
-                "m": printed.buyer_is_maker,
+                "t": number,
+                "p": decimal_text(price),
+                "q": decimal_text(quantity),
+                "T": time_ms,
+                "m": buyer_is_maker,
                 "M": True,
             },
         )

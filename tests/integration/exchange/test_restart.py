@@ -85,7 +85,7 @@ async def test_every_acknowledged_order_survives_kill_9(
             "GET", "/api/v3/myTrades", symbol=symbol, limit=1000, fromId=0
         ).json()
     ]
-    assert len({trade["id"] for trade in trades}) == len(trades)
+    assert len({(trade["symbol"], trade["id"]) for trade in trades}) == len(trades)
     check_balances(client, kept, trades)
 
 

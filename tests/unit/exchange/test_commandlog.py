@@ -10,7 +10,6 @@ import pytest
 
 from tbot.core.errors import DataDirectoryError
 from tbot.exchange.commandlog import CommandLog, body_of, line, restore, write_state
-from tbot.exchange.engine import TRADE_ID_BASE
 from tbot.exchange.model import Deposited, Record
 from tbot.exchange.outcome import Outcome
 from tbot.exchange.state import State
@@ -34,7 +33,7 @@ def fresh() -> State:
 
 def restored(directory: Path) -> tuple[State, str | None, int]:
     state = fresh()
-    session, number = restore(directory, state, TRADE_ID_BASE)
+    session, number = restore(directory, state)
     return state, session, number
 
 
@@ -117,7 +116,7 @@ def test_compaction_keeps_everything(tmp_path: Path, pit: Any) -> None:
     assert state.account("main").executions == from_log.account("main").executions
     assert state.find("main", None, "rests") is not None
     assert state.next_order_id == from_log.next_order_id
-    assert state.next_trade_number == from_log.next_trade_number
+    assert state.printed == from_log.printed
     assert [o.id for o in state.open_orders("main", None)] == [2, 3]
     log = opened(tmp_path, again)
     log.append(deposit("later"))

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbot.core.money import ZERO
-from tbot.exchange.engine import TRADE_ID_BASE
 from tbot.exchange.model import Filled, Opened, OrderType, Record, Side
 from tbot.exchange.outcome import Outcome
 from tbot.exchange.state import State
@@ -254,7 +253,7 @@ def replay(state: State, records: list[bytes]) -> State:
         for effect in record.effects:
             if isinstance(effect, Opened):
                 assert effect.order.executed == 0
-            state.apply(effect, record.at_ms, TRADE_ID_BASE)
+            state.apply(effect, record.at_ms)
     return state
 
 
@@ -270,4 +269,4 @@ def image(state: State) -> Any:
         )
         for a in state.accounts.values()
     ]
-    return orders, accounts, state.fees, state.market, state.next_order_id, state.next_trade_number
+    return orders, accounts, state.fees, state.market, state.next_order_id, state.printed
