@@ -3,9 +3,11 @@
 .SUFFIXES:
 
 PYTHON = .venv/bin/python
-# For one test: make test T=tests/unit/test_money.py   More: make test ARGS='-x -k chain'
+# All tests run in two processes, each with a Postgres of its own.
+# One test: make test T=tests/unit/core     With more: make test ARGS='-x -k chain'
 T =
 ARGS =
+WORKERS = 2
 KILLS = 20
 SEED = 1
 
@@ -25,7 +27,8 @@ dev: ## the same with the tools for development
 	@scripts/bootstrap dev
 
 test: dev ## all tests that take no more than seconds
-	@unset PYTHONDONTWRITEBYTECODE; exec $(PYTHON) -m pytest -m 'not long' $(ARGS) $(T)
+	@unset PYTHONDONTWRITEBYTECODE; \
+	exec $(PYTHON) -m pytest -q -m 'not long' $(if $(T),,-n $(WORKERS) --dist worksteal) $(ARGS) $(T)
 
 check: dev ## format, lint, types, import contracts, house rules
 	@scripts/check

@@ -199,6 +199,12 @@ async def test_a_stale_or_torn_pid_file_is_not_believed(
         path = data_dir / "postgres" / "postmaster.pid"
         path.write_text(content.format(pid=sleeper.pid))
         os.chown(path, owner.st_uid, owner.st_gid)
+        run = data_dir / "run"
+        run.mkdir(mode=0o700)
+        socket_lock = run / ".s.PGSQL.5432.lock"
+        socket_lock.write_text(content.format(pid=sleeper.pid))
+        for left in (run, socket_lock):
+            os.chown(left, owner.st_uid, owner.st_gid)
         await server.start()
         assert not server.adopted
         assert await kept(server) == 42

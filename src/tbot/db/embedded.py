@@ -223,6 +223,9 @@ class EmbeddedPostgres:
         recorded = cluster.read_json(self.data_dir / "postgres.socket.json") or {}
         last = Path(recorded["directory"]) if "directory" in recorded else None
         self._socket_dir = socket_directory(self.data_dir, last, self._runner)
+        # The socket has a lock file with a process id of its own, just as easily taken for alive.
+        for name in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):
+            (self._socket_dir / name).unlink(missing_ok=True)
         cluster.write_durably(
             self.data_dir / "postgres.socket.json",
             json.dumps({"directory": str(self._socket_dir)}) + "\n",
