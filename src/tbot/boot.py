@@ -28,6 +28,7 @@ from tbot.db.migrate import require_current
 from tbot.db.notify import NotifyBridge
 from tbot.db.pool import DATABASE_FAULTS, connect_committer, connect_listener, create_pool
 from tbot.gateway.gateway import Gateway, GatewayParts
+from tbot.gateway.lease import LeaseWatch
 from tbot.journal.commands import Projection
 from tbot.journal.committer import Committer
 from tbot.journal.cursors import Journal
@@ -41,7 +42,6 @@ from tbot.orders import store as orders_store
 from tbot.orders.flow import Instruments
 from tbot.orders.flow import Market as ReferencePrices
 from tbot.orders.flow import OrderDesk
-from tbot.orders.rules import Reference
 from tbot.orders.store import OrdersProjection
 from tbot.venues.base import Instrument
 from tbot.venues.binance.client import BinanceVenue, Endpoints
@@ -161,10 +161,11 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
             gateway = await _connect(
                 stack, settings, dsn, pool, bus, committer, venue, feed, instruments
             )
+        served = _served(stack, pool, gateway)
         streams = _streams(stack, settings, feed, pool, bus, auth, committer)
         venues: dict[str, Any] = {} if venue is None else {PAPER: venue}
         accounts = AccountDesk(pool, committer, venues, starting_limits(settings.risk))
-        prices: dict[str, ReferencePrices] = {} if feed is None else {PAPER: _Prices(feed)}
+        prices: dict[str, ReferencePrices] = {} if feed is None else {PAPER: feed}
         orders = OrderDesk(
             pool,
             committer,
@@ -175,8 +176,9 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
             settings.gateway,
             settings.risk,
             (lambda _venue: 0.0) if venue is None else (lambda _venue: venue.estimate_wait_s()),
+            served,
         )
-        checks = _checks(pool, committer, feed, gateway)
+        checks = _checks(pool, committer, feed, gateway, served)
         feeds = {} if feed is None else {PAPER: feed}
         app = build_app(Deps(settings, pool, auth, orders, feeds, streams, checks))
         yield Parts(
@@ -243,6 +245,18 @@ async def _connect(
     return None
 
 
+def _served(
+    stack: AsyncExitStack, pool: asyncpg.Pool[asyncpg.Record], gateway: Gateway | None
+) -> Callable[[str], bool]:
+    """Whether any process sends orders to a venue at the moment."""
+    if gateway is not None:
+        return lambda _venue: gateway.served()
+    watch = LeaseWatch(pool, f"venue:{PAPER}")
+    watch.start()
+    stack.push_async_callback(watch.stop)
+    return lambda _venue: watch.served()
+
+
 async def _learn(
     venue: BinanceVenue,
     pool: asyncpg.Pool[asyncpg.Record],
@@ -282,19 +296,6 @@ def _streams(
     return streams
 
 
-class _Prices:
-    """The feed's prices in the words of the order rules."""
-
-    def __init__(self, feed: MarketFeed) -> None:
-        self._feed = feed
-
-    def reference(self, symbol: str) -> Reference | None:
-        found = self._feed.reference(symbol)
-        if found is None:
-            return None
-        return Reference(found.symbol, found.bid, found.ask, found.last, found.at_boot_s)
-
-
 class _NoMarket:
     """The market source of a process without any venue."""
 
@@ -322,6 +323,7 @@ def _checks(
     committer: Committer,
     feed: MarketFeed | None,
     gateway: Gateway | None,
+    served: Callable[[str], bool],
 ) -> dict[str, Check]:
     async def database() -> str | None:
         try:
@@ -340,6 +342,8 @@ def _checks(
         return None if feed.synced else "order books are being fetched"
 
     async def orders() -> str | None:
+        if not served(PAPER):
+            return "no process holds the venue account's lease"
         # A process that waits for the lease is ready: another one sends its orders.
         if gateway is None or gateway.ready.is_set() or not gateway.leading:
             return None

@@ -20,8 +20,9 @@ from tbot.journal.commands import GATEWAY, SYSTEM
 from tbot.journal.committer import Committer
 from tbot.ledger.entries import Limits, OpenAccount
 from tbot.ledger.store import LedgerProjection
+from tbot.market.book import Reference
 from tbot.orders.commands import ApplyReport, PlaceOrder, RequestCancel
-from tbot.orders.rules import OrderRequest, Reference
+from tbot.orders.rules import OrderRequest
 from tbot.orders.store import OrdersProjection
 from tbot.venues.base import (
     Instrument,

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -28,8 +26,8 @@ from tbot.core.ids import new_id
 from tbot.core.settings import GatewaySettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
-from tbot.gateway.lease import Connect, Lease
-from tbot.gateway.reconciler import Reconciler, SearchingVenue
+from tbot.gateway.lease import Connect, Lease, this_process
+from tbot.gateway.reconciler import Reconciler
 from tbot.gateway.reports import Reports
 from tbot.gateway.sender import Sender
 from tbot.gateway.session import VenueSession
@@ -39,7 +37,7 @@ from tbot.journal.committer import Committer
 from tbot.orders import store
 from tbot.orders.model import Order
 from tbot.venues.backoff import FullJitter
-from tbot.venues.base import Instrument, OrderReport, StreamGap, UserEvent
+from tbot.venues.base import Instrument, OrderReport, StreamGap, UserEvent, Venue
 
 _log = structlog.get_logger(__name__)
 
@@ -68,7 +66,7 @@ class GatewayParts:
         on_instruments: Told of the venue's instruments once they are known and saved.
     """
 
-    venue: SearchingVenue
+    venue: Venue
     committer: Committer
     pool: asyncpg.Pool[asyncpg.Record]
     bus: Bus
@@ -86,9 +84,8 @@ class Gateway:
 
     def __init__(self, parts: GatewayParts) -> None:
         self._parts = parts
-        holder = f"{socket.gethostname()}:{os.getpid()}:{new_id()}"
         name = f"venue:{parts.venue.name}"
-        self._lease = Lease(parts.connect, name, holder, parts.settings.lease_ttl_s)
+        self._lease = Lease(parts.connect, name, this_process(), parts.settings.lease_ttl_s)
         self._tasks = Tasks(f"gateway-{parts.venue.name}")
         self._instruments: dict[str, Instrument] = {}
         self._by_venue_symbol: dict[str, Instrument] = {}
@@ -116,6 +113,10 @@ class Gateway:
     def instrument(self, symbol: str) -> Instrument | None:
         """An instrument by our symbol."""
         return self._instruments.get(symbol)
+
+    def served(self) -> bool:
+        """Whether somebody sends orders to the venue now: this process or another."""
+        return self._lease.served()
 
     @property
     def leading(self) -> bool:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -39,15 +39,6 @@ _verdicts_total = Counter("tbot_gateway_verdicts", "How doubts ended.", ["verdic
 _sweeps_total = Counter("tbot_gateway_sweeps", "Comparisons of open orders.", ["outcome"])
 
 
-class SearchingVenue(Venue, Protocol):
-    """A venue whose every list can be searched: without that, absence is never believed."""
-
-    async def search(
-        self, client_id: str, instrument: Instrument, since: datetime
-    ) -> OrderReport | None:
-        """The order from any list of the venue; None when all of them agree that there is none."""
-
-
 class Reconciler:
     """Asks the venue about orders.
 
@@ -61,7 +52,7 @@ class Reconciler:
 
     def __init__(
         self,
-        venue: SearchingVenue,
+        venue: Venue,
         orders: OpenOrders,
         reports: Reports,
         instruments: Callable[[str], Instrument | None],

@@ -20,10 +20,11 @@ from tbot.core import clock, money
 from tbot.core.refusals import Reason, Refused
 from tbot.journal.commands import GATEWAY, Actor, Context, Draft, Drafts, Posting, Priority, States
 from tbot.ledger.entries import AVAILABLE, HELD, Ledger, move
+from tbot.market.book import Reference
 from tbot.orders import rules
 from tbot.orders.book import Orders, settle, settlement_data
 from tbot.orders.model import FINAL, Order, State, may_become
-from tbot.orders.rules import OrderRequest, Reference
+from tbot.orders.rules import OrderRequest
 from tbot.venues.base import Instrument, OrderReport, VenueFill, VenueStatus
 
 _UNPLACED: Final = frozenset({State.PENDING_NEW, State.PENDING_CANCEL, State.UNKNOWN})
@@ -397,7 +398,7 @@ class KeepOrder(_GatewayCommand):
 
 @dataclass(frozen=True, slots=True)
 class RejectOrder(_GatewayCommand):
-    """An order certainly does not live at the venue.
+    """An order certainly does not live at the venue; one that was to be canceled is canceled.
 
     Attributes:
         reason: `venue_refused` (its answer), `never_sent` (send-by passed before it was signed)
@@ -415,6 +416,10 @@ class RejectOrder(_GatewayCommand):
             return Refused(Reason.ORDER_NOT_FOUND, "no such order")
         if order.venue_order_id is not None or order.state not in _UNPLACED:
             return Drafts()
+        if self.reason == "never_sent" and order.cancel_requested:
+            return Drafts(
+                (self._changed(order, "order.canceled", state="canceled", reason="user"),)
+            )
         text = f"{self.reason}: {self.evidence}" if self.evidence else self.reason
         return Drafts((self._changed(order, "order.rejected", state="rejected", reason=text),))
 

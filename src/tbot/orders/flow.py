@@ -12,17 +12,18 @@ import asyncpg
 
 from tbot.core import clock
 from tbot.core.bus import Bus, wait_for_wake
-from tbot.core.errors import NotFound
+from tbot.core.errors import NotFound, Unavailable
 from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import GatewaySettings, RiskSettings
 from tbot.journal.commands import Actor
 from tbot.journal.committer import Committer
 from tbot.ledger.flow import AccountDesk
+from tbot.market.book import Reference
 from tbot.orders import store
 from tbot.orders.commands import Placed, PlaceOrder, RequestCancel
 from tbot.orders.model import Order, State
-from tbot.orders.rules import OrderRequest, Reference
+from tbot.orders.rules import OrderRequest
 from tbot.venues.base import Instrument, OrderType
 
 
@@ -64,6 +65,8 @@ class OrderDesk:
     Attributes:
         markets: By venue.
         wait_estimate_s: How long the venue's rate budget would delay a new order now.
+        served: Whether any process sends orders to the venue at the moment. An order that is
+            accepted while none does could only be asked about later, never sent.
     """
 
     pool: asyncpg.Pool[asyncpg.Record]
@@ -75,6 +78,7 @@ class OrderDesk:
     gateway: GatewaySettings
     risk: RiskSettings
     wait_estimate_s: Callable[[str], float] = lambda _venue: 0.0
+    served: Callable[[str], bool] = lambda _venue: True
 
     def fresh_reference(self, venue: str, symbol: str) -> Reference | None:
         """A market price young enough to check an order with."""
@@ -99,6 +103,8 @@ async def place(
         OutcomeUnknown: Repeat it under the same `client_order_id`.
     """
     venue = (await desk.accounts.facts(account_id)).venue
+    if not desk.served(venue):
+        raise Unavailable(f"no gateway speaks to {venue} at the moment")
     send_within_s = desk.gateway.send_by_s
     if desk.wait_estimate_s(venue) > send_within_s:
         return Refused(

@@ -1,6 +1,6 @@
 """What an order must satisfy before it is accepted: pure.
 
-Entry points: `OrderRequest`, `Reference`, `check`.
+Entry points: `OrderRequest`, `check`.
 
 The checks run from the cheapest and most general to the account's own, and the first that fails
 decides, so that a caller who mends one thing at a time always gets further.
@@ -11,11 +11,11 @@ from __future__ import annotations
 import decimal
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 from tbot.core import money
 from tbot.core.refusals import Reason, Refused
 from tbot.ledger.entries import Ledger, Limits
+from tbot.market.book import Reference
 from tbot.venues.base import Instrument, OrderType, Side, TimeInForce
 
 
@@ -32,27 +32,6 @@ class OrderRequest:
     limit_price: Decimal | None
     post_only: bool = False
     client_order_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """The market as it was when an order was checked; stored in its entry.
-
-    Attributes:
-        bid: Best bid, `ask` best offer; None on an empty side.
-        at_boot_s: `clock.boot_s` when it was last heard of.
-    """
-
-    symbol: str
-    bid: Decimal | None
-    ask: Decimal | None
-    last: Decimal | None
-    at_boot_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The prices in JSON types."""
-        prices = {"bid": self.bid, "ask": self.ask, "last": self.last}
-        return {name: money.text(p) for name, p in prices.items() if p is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,6 +289,11 @@ class Venue(Protocol):
     async def query(self, client_id: str, instrument: Instrument) -> OrderReport | None:
         """The order as the venue has it; None when it answered that there is none."""
 
+    async def search(
+        self, client_id: str, instrument: Instrument, since: datetime
+    ) -> OrderReport | None:
+        """The order from any list of the venue; None when all of them agree that there is none."""
+
     async def open_orders(self) -> list[OrderReport]:
         """All open orders of the venue account, ours or not."""
 

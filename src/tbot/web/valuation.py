@@ -16,8 +16,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 from tbot.core import money
+from tbot.market.book import Reference
 from tbot.orders.model import Position
-from tbot.orders.rules import Reference
 
 _SCALE: Final = 8
 """Decimals of a valuation: an estimate, rounded half-even, that nothing is ever booked from."""

@@ -28,10 +28,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tbot.core.ids import order_id_of, venue_client_id
 from tbot.core.settings import GatewaySettings, MarketSettings
+from tbot.market.book import Reference
 from tbot.market.feed import MarketFeed
 from tbot.orders import store
 from tbot.orders.model import Order, State
-from tbot.orders.rules import Reference
 from tbot.venues.base import Side
 from tbot.venues.binance.client import BinanceVenue, Endpoints
 from tbot.venues.binance.wire import Ed25519Signer, HmacSigner
@@ -178,7 +178,8 @@ async def compare(orders: list[Order], venue: BinanceVenue, pool: asyncpg.Pool[A
     for client_id, order in ours.items():
         report = await venue.query(client_id, instrument)
         if report is None:
-            assert order.state is State.REJECTED, order
+            assert order.state is State.REJECTED or order.cancel_requested, order
+            assert order.final
             assert order.venue_order_id is None
         else:
             assert report.status.value == order.state.value, (order, report)

@@ -23,9 +23,10 @@ from tbot.gateway.gateway import Gateway, GatewayParts
 from tbot.journal.commands import SYSTEM
 from tbot.journal.committer import Committer
 from tbot.ledger.store import LedgerProjection
+from tbot.market.book import Reference
 from tbot.market.feed import MarketFeed
 from tbot.orders.commands import PlaceOrder, RequestCancel
-from tbot.orders.rules import OrderRequest, Reference
+from tbot.orders.rules import OrderRequest
 from tbot.orders.store import OrdersProjection
 from tbot.venues.base import OrderType, Side, TimeInForce
 from tbot.venues.binance.client import BinanceVenue, Endpoints

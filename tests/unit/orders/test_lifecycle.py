@@ -26,6 +26,7 @@ from tbot.journal.batch import Batch
 from tbot.journal.commands import GATEWAY, SYSTEM, AccountState, Context, Projection
 from tbot.ledger.entries import Ledger, Limits, OpenAccount
 from tbot.ledger.store import LedgerProjection
+from tbot.market.book import Reference
 from tbot.orders.book import Orders
 from tbot.orders.commands import (
     AdoptOrder,
@@ -37,7 +38,7 @@ from tbot.orders.commands import (
     RejectOrder,
     RequestCancel,
 )
-from tbot.orders.rules import OrderRequest, Reference
+from tbot.orders.rules import OrderRequest
 from tbot.orders.store import OrdersProjection
 from tbot.venues.base import (
     Instrument,

@@ -11,7 +11,8 @@ import pytest
 from tbot.core import clock
 from tbot.core.refusals import Reason, Refused
 from tbot.ledger.entries import Balance, Ledger, Limits
-from tbot.orders.rules import Hold, OrderRequest, Reference, check
+from tbot.market.book import Reference
+from tbot.orders.rules import Hold, OrderRequest, check
 from tbot.venues.base import Instrument, OrderType, Side, TimeInForce
 
 LIMITS = Limits(max_order_notional=Decimal(1000), max_open_orders=3, price_collar=Decimal("0.05"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 
+from tbot.market.book import Reference
 from tbot.orders.model import Position
-from tbot.orders.rules import Reference
 from tbot.web.valuation import Prices, positions_json, value
 
 D = Decimal
