@@ -33,7 +33,7 @@ def home() -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(private_dir: Path) -> Path:
     """A data directory with a made and cleanly stopped cluster, to be copied."""
     directory = private_dir / "made"
