@@ -14,6 +14,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ async def open_accounts(session: load.Session, count: int) -> list[str]:
     return ids
 
 
-async def run(kills: int | None, seconds: float, seed: int, clients: int) -> dict[str, Any]:
+async def run(
+    parts: Sequence[str], kills: int | None, seconds: float, seed: int, clients: int
+) -> dict[str, Any]:
     """One whole run; the figures."""
     settings = {"TBOT_GATEWAY__ABSENCE_MARGIN_S": "1", "TBOT_GATEWAY__SEND_BY_S": "3"}
     rng = random.Random(seed)
@@ -62,7 +65,7 @@ async def run(kills: int | None, seconds: float, seed: int, clients: int) -> dic
             )
             for n in range(clients)
         ]
-        await disturb(here, kills, seconds, rng)
+        await disturb(here, parts, kills, seconds, rng)
         stop.set()
         await asyncio.gather(*trading)
         connection = await asyncpg.connect(here.database_url)
@@ -112,13 +115,15 @@ async def run(kills: int | None, seconds: float, seed: int, clients: int) -> dic
     }
 
 
-async def disturb(here: world.World, kills: int | None, seconds: float, rng: random.Random) -> None:
+async def disturb(
+    here: world.World, parts: Sequence[str], kills: int | None, seconds: float, rng: random.Random
+) -> None:
     """Kill the parts in turn, with a random breather in between."""
     until_s = time.monotonic() + seconds
     done = 0
     await asyncio.sleep(2)
     while (kills is not None and done < kills) or (kills is None and time.monotonic() < until_s):
-        part = PARTS[done % len(PARTS)]
+        part = parts[done % len(parts)]
         print(f"kill -9 {part}", flush=True)
         await here.kill(part)
         done += 1
@@ -143,12 +148,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=None, help="how many kills; else by time")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to disturb")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which are killed, in turn")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=8)
     arguments = parser.parse_args()
     # The whole of it has to fit: start, recoveries and the final check take about half a minute.
     seconds = max(10.0, arguments.seconds - 30.0)
-    figures = asyncio.run(run(arguments.kills, seconds, arguments.seed, arguments.clients))
+    figures = asyncio.run(
+        run(arguments.parts.split(","), arguments.kills, seconds, arguments.seed, arguments.clients)
+    )
     for sentence in figures.pop("findings"):
         print(sentence)
     figures.pop("log_kinds")
