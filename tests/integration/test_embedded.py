@@ -373,11 +373,9 @@ async def test_a_long_path_gets_a_short_socket(home: Path, servers) -> None:
     assert not directory.is_relative_to(home)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     await server.stop()
+    assert not directory.exists()
     await server.start()
-    again = json.loads((data_dir / "postgres.socket.json").read_text())["directory"]
-    assert Path(again) == directory
     await server.stop()
-    shutil.rmtree(directory)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgres as another user")

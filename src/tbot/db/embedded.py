@@ -381,6 +381,9 @@ class EmbeddedPostgres:
         self._stopping = True
         try:
             await self._end_process(signal.SIGINT)
+            if self._socket_dir is not None and not self._socket_dir.is_relative_to(self.data_dir):
+                with contextlib.suppress(OSError):
+                    self._socket_dir.rmdir()
         finally:
             self._release()
 
