@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -81,8 +81,15 @@ class Floor:
 
     # Opening
 
-    def open_books(self, snapshots: Sequence[Snapshot]) -> None:
-        """Load the books that the market opens with; averages start from their middle."""
+    def open_books(self, snapshots: Sequence[Snapshot], trade_ids: Mapping[str, int]) -> None:
+        """Load the books that the market opens with; averages start from their middle.
+
+        Args:
+            trade_ids: By symbol, the source's trade id before its first event.
+        """
+        for symbol, trade_id in trade_ids.items():
+            shift = self.state.printed.get(symbol, 0)
+            self.engine.markets[symbol].trade_id = trade_id + shift
         for snapshot in snapshots:
             market = self.engine.markets[snapshot.symbol]
             market.book.apply_snapshot(snapshot)

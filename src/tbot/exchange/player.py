@@ -8,7 +8,7 @@ that it cannot keep) moves its time line instead of bursting.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -41,6 +41,9 @@ class Source(Protocol):
 
     def openings(self) -> list[Snapshot]:
         """The books before the first event."""
+
+    def trade_ids(self) -> Mapping[str, int]:
+        """By symbol, the trade id before its first event."""
 
     def events(self) -> Iterator[Timed]:
         """Every event from the first, in source time."""

@@ -170,6 +170,14 @@ class Replay:
         for path in self._files[symbol]:
             yield from _lines(path, symbol)
 
+    def trade_ids(self) -> dict[str, int]:
+        """By symbol, the trade id before its first event; 0 where nothing is traded."""
+        return {symbol: self._first_trade_id(symbol) - 1 for symbol in self._files}
+
+    def _first_trade_id(self, symbol: str) -> int:
+        ids = (event.id for _, event in self._chain(symbol) if isinstance(event, Trade))
+        return next(ids, 1)
+
     def _first_ms(self, symbol: str) -> int:
         """The exchange time of a symbol's first event that carries one."""
         timed = (

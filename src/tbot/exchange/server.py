@@ -107,7 +107,7 @@ class Server:
             self.outbox,
             self.hub,
         )
-        self.floor.open_books(source.openings())
+        self.floor.open_books(source.openings(), source.trade_ids())
         self.gate = Gate(self.floor, self._credentials.keys(), _end_at_once)
         self.rest = Rest(self.gate, self.session, self.drop_user_streams)
         self.connections: set[Connection] = set()

@@ -104,7 +104,7 @@ class SyntheticMarket:
         start_ticks = round(character.price * 10**self._price_scale)
         resume = resume or [start_ticks, 1_000_000, 10_000_000]
         self._mid = float(resume[0])
-        self._trade_id, self._update_id = resume[1], resume[2]
+        self.trade_id, self._update_id = resume[1], resume[2]
         self._first_id = self._update_id + 1
         self._factors = [0.0, 0.0, 0.0]
         self._heat = 0.0
@@ -184,7 +184,7 @@ class SyntheticMarket:
         """What a later run needs to go on from here, with ids that cannot have been used."""
         return [
             round(self._mid),
-            self._trade_id + _RESUME_JUMP,
+            self.trade_id + _RESUME_JUMP,
             self._update_id + _RESUME_JUMP,
         ]
 
@@ -251,7 +251,7 @@ class SyntheticMarket:
             else:
                 side.set(tick, there - taken)
             self._update_id += 1
-            self._trade_id += 1
+            self.trade_id += 1
             yield at_ns, self._print(at_ns, tick, taken, not buys)
             if not left or len(side.levels) < _LEVELS // 2:
                 break
@@ -273,12 +273,12 @@ class SyntheticMarket:
         maker = "true" if buyer_is_maker else "false"
         frame = (
             f'{{"stream":"{self.symbol.lower()}@trade","data":{{"e":"trade","E":{at_ms},'
-            f'"s":"{self.symbol}","t":{self._trade_id},"p":"{price}","q":"{quantity}",'
+            f'"s":"{self.symbol}","t":{self.trade_id},"p":"{price}","q":"{quantity}",'
             f'"T":{at_ms},"m":{maker},"M":true}}}}'
         )
         return Trade(
             self.symbol,
-            self._trade_id,
+            self.trade_id,
             Decimal(price),
             Decimal(quantity),
             buyer_is_maker,
@@ -365,6 +365,10 @@ class Synthetic:
     def openings(self) -> list[Snapshot]:
         """The books at source time zero."""
         return [market.snapshot() for market in self._markets.values()]
+
+    def trade_ids(self) -> dict[str, int]:
+        """By symbol, the trade id before its first event."""
+        return {symbol: market.trade_id for symbol, market in self._markets.items()}
 
     def events(self) -> Iterator[Timed]:
         """Events for ever, in the order of source time."""

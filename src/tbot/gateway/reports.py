@@ -16,6 +16,7 @@ from tbot.core.errors import NotFound, OutcomeUnknown, Unavailable, VenueError
 from tbot.core.ids import new_id, order_id_of
 from tbot.core.refusals import Refused
 from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
 from tbot.gateway.tracked import OpenOrders, tells_news
 from tbot.journal.commands import GATEWAY, Command
 from tbot.journal.committer import Committer
@@ -170,6 +171,15 @@ class Reports:
         ended = self._orders.ended(report.client_id)
         if ended is not None and not _resurrects(ended, report):
             return ended
+        backoff = FullJitter(base_s=0.05, cap_s=2.0)
+        while True:
+            try:
+                return await self._stored(order_id)
+            except DATABASE_FAULTS as error:  # a fact must not be dropped because of an outage
+                _log.warning("report_waits", command="find the order", error=repr(error))
+                await asyncio.sleep(backoff.next_s())
+
+    async def _stored(self, order_id: UUID) -> Order | None:
         async with self._pool.acquire() as connection:
             adopted = await store.find_external(connection, order_id)
             if adopted is not None:

@@ -65,7 +65,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
     source = Synthetic(1, 0)
     settings_ = ExchangeSettings(weight_1m_max=10**9, orders_10s_max=10**9, orders_1d_max=10**9)
     floor = Floor(settings_, State(500, 500), source.instruments(), 0, log, outbox, hub)
-    floor.open_books(source.openings())
+    floor.open_books(source.openings(), source.trade_ids())
     for timed in islice(source.events(), 2000):
         floor.play(timed)
     made = Gate(floor, {}, broken)
