@@ -21,7 +21,8 @@ from tbot.journal.committer import Committer
 from tbot.ledger.entries import Limits, OpenAccount
 from tbot.ledger.store import LedgerProjection
 from tbot.market.book import Reference
-from tbot.orders.commands import ApplyReport, PlaceOrder, RequestCancel
+from tbot.orders.commands import PlaceOrder, RequestCancel
+from tbot.orders.reports import ApplyReport
 from tbot.orders.rules import OrderRequest
 from tbot.orders.store import OrdersProjection
 from tbot.venues.base import (

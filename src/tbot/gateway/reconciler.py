@@ -25,9 +25,9 @@ from tbot.gateway.reports import Reports
 from tbot.gateway.tracked import OpenOrders, Tracked
 from tbot.journal.commands import GATEWAY
 from tbot.orders import reconcile
-from tbot.orders.commands import RejectOrder
 from tbot.orders.model import Order
 from tbot.orders.reconcile import Question
+from tbot.orders.reports import RejectOrder
 from tbot.venues.base import Instrument, OrderReport, Venue
 
 _log = structlog.get_logger(__name__)

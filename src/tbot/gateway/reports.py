@@ -21,8 +21,8 @@ from tbot.gateway.tracked import OpenOrders, tells_news
 from tbot.journal.commands import GATEWAY, Command
 from tbot.journal.committer import Committer
 from tbot.orders import reconcile, store
-from tbot.orders.commands import AdoptOrder, Applied, ApplyReport
 from tbot.orders.model import Order, State
+from tbot.orders.reports import AdoptOrder, Applied, ApplyReport
 from tbot.venues.backoff import FullJitter
 from tbot.venues.base import Instrument, OrderReport, Venue, VenueStatus
 

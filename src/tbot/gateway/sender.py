@@ -29,8 +29,8 @@ from tbot.core.tasks import Tasks
 from tbot.gateway.reports import Reports, describe
 from tbot.gateway.tracked import Tracked
 from tbot.journal.commands import GATEWAY
-from tbot.orders.commands import KeepOrder, MarkUnknown, RejectOrder
 from tbot.orders.model import Order
+from tbot.orders.reports import KeepOrder, MarkUnknown, RejectOrder
 from tbot.venues.base import Instrument, OrderReport, Placement, Venue
 
 _log = structlog.get_logger(__name__)

@@ -32,9 +32,9 @@ from tbot.ledger.flow import AccountDesk
 from tbot.ledger.store import LedgerProjection
 from tbot.market.feed import MarketFeed
 from tbot.orders import store
-from tbot.orders.commands import ApplyReport
 from tbot.orders.flow import Instruments, OrderDesk
 from tbot.orders.model import Order
+from tbot.orders.reports import ApplyReport
 from tbot.orders.store import OrdersProjection
 from tbot.venues.base import (
     BestPrices,

@@ -28,15 +28,14 @@ from tbot.ledger.entries import Ledger, Limits, OpenAccount
 from tbot.ledger.store import LedgerProjection
 from tbot.market.book import Reference
 from tbot.orders.book import Orders
-from tbot.orders.commands import (
+from tbot.orders.commands import PlaceOrder, RequestCancel
+from tbot.orders.reports import (
     AdoptOrder,
     Applied,
     ApplyReport,
     KeepOrder,
     MarkUnknown,
-    PlaceOrder,
     RejectOrder,
-    RequestCancel,
 )
 from tbot.orders.rules import OrderRequest
 from tbot.orders.store import OrdersProjection
