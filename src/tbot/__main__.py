@@ -71,7 +71,7 @@ app.command("verify")(data.verify)
 def main() -> None:
     """Run a command; every expected error is one line and an exit code."""
     try:
-        app()
+        app(prog_name="tbot")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

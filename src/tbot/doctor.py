@@ -7,13 +7,14 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
+from pydantic import BaseModel
 
 from tbot.boot import database_url
 from tbot.core.clock import utc_now
@@ -26,6 +27,11 @@ from tbot.db.placement import binaries_for, runner_for
 
 FREE_BYTES_MIN: Final = 1 << 30
 _BUILT: Final = datetime(2026, 1, 1, tzinfo=UTC)
+
+_OTHER_VARIABLES: Final = (
+    "TBOT_PYTHON", "TBOT_SHARED", "TBOT_URL", "TBOT_USER", "TBOT_PASSWORD", "TBOT_ACCOUNT",
+)  # fmt: skip
+"""What the bootstrap, the tests and the examples read."""
 
 _BROKEN_HEADS: Final = """
 SELECT count(*) FROM streams s LEFT JOIN journal j
@@ -50,6 +56,7 @@ class Finding:
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Look at one thing after the other."""
     yield Finding("Python", sys.version_info >= (3, 12), sys.version.split()[0])
+    yield _variables(os.environ)
     yield _clock()
     data_dir = settings.data_dir.absolute()
     yield _disk(data_dir)
@@ -70,6 +77,20 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     yield _recordings(settings)
     async for finding in _database(settings):
         yield finding
+
+
+def _variables(environment: Mapping[str, str]) -> Finding:
+    """A misspelt variable would otherwise change nothing, silently."""
+    known = set(_OTHER_VARIABLES)
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            known |= {f"TBOT_{name}__{part}".upper() for part in section.model_fields}
+        known.add(f"TBOT_{name}".upper())
+    strange = sorted(n for n in environment if n.startswith("TBOT_") and n not in known)
+    if strange:
+        return Finding("Settings", False, f"no such setting: {', '.join(strange)}")
+    return Finding("Settings", True, "every TBOT_ variable is one")
 
 
 def _clock() -> Finding:

@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,6 +15,7 @@ import typer
 from rich.table import Table
 
 from tbot.cli.console import load_settings, out, run
+from tbot.core import clock, money
 from tbot.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -193,12 +196,21 @@ async def _client(username: str | None) -> AsyncIterator[TBotClient]:
         yield client
 
 
+def _json(value: object) -> str:
+    """Amounts and times as the API writes them."""
+    if isinstance(value, Decimal):
+        return money.text(value)
+    if isinstance(value, datetime):
+        return clock.stamp(value)
+    return str(value)
+
+
 def _show(found: list[Order], as_json: bool) -> None:
     import dataclasses
 
     if as_json:
         for order in found:
-            sys.stdout.write(json.dumps(dataclasses.asdict(order), default=str) + "\n")
+            sys.stdout.write(json.dumps(dataclasses.asdict(order), default=_json) + "\n")
         return
     table = Table(box=None)
     table.add_column("id", no_wrap=True)
