@@ -78,6 +78,10 @@ class Reason(StrEnum):
         "account_negative",
         "A balance of the account is below zero: no new orders until it is settled.",
     )
+    GATEWAY_AWAY = (
+        "gateway_away",
+        "No process sends orders to the venue at the moment; try again in a few seconds.",
+    )
     SEND_TOO_LATE = (
         "send_too_late",
         "The venue's rate budget would let this order out only after its send-by time.",

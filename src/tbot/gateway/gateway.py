@@ -264,7 +264,7 @@ class _Epoch:
     async def _start_sweep(self) -> bool:
         try:
             await self._session.check()
-        except VenueError as error:
+        except (VenueError, *DATABASE_FAULTS) as error:
             _log.warning("venue_session_not_checked", error=str(error))
             return False
         if self._session.halted:
@@ -350,7 +350,7 @@ class _Epoch:
             self._sweep_due.clear()
             try:
                 same = await self._session.check()
-            except VenueError as error:
+            except (VenueError, *DATABASE_FAULTS) as error:
                 _log.warning("venue_session_not_checked", error=str(error))
                 same = False
             if self._session.halted:

@@ -21,6 +21,7 @@ from tbot.core.errors import VenueError
 from tbot.core.ids import new_id
 from tbot.core.settings import GatewaySettings
 from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
 from tbot.gateway.reports import Reports
 from tbot.gateway.tracked import OpenOrders, Tracked
 from tbot.journal.commands import GATEWAY
@@ -156,7 +157,7 @@ class Reconciler:
         assert doubt is not None
         try:
             believable = self._venue.capabilities.request_expiry and await self._same_session()
-        except VenueError:
+        except (VenueError, *DATABASE_FAULTS):
             believable = False
         if not believable:
             tracked.doubt = reconcile.failed(doubt, boot_s(), self._interval_s)
@@ -196,7 +197,13 @@ class Reconciler:
             and not tracked.placing
             and not tracked.sendable
         ]
-        complete = all(await asyncio.gather(*(self._look(tracked) for tracked in gone)))
+        answers = await asyncio.gather(
+            *(self._look(tracked) for tracked in gone), return_exceptions=True
+        )
+        for tracked, answer in zip(gone, answers, strict=True):
+            if isinstance(answer, Exception):  # one order's trouble must not stop the others
+                _log.error("order_not_compared", order=str(tracked.order.id), exc_info=answer)
+        complete = not any(answer is False for answer in answers)
         _log.info("swept", why=why, open=len(live), asked=len(gone), complete=complete)
         _sweeps_total.labels("complete" if complete else "partial").inc()
         return complete

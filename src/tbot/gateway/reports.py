@@ -123,7 +123,14 @@ class Reports:
                 report = reconcile.merged(inbox)
                 inbox.clear()
                 if not self._known_already(report):
-                    await self._apply(report)
+                    try:
+                        await self._apply(report)
+                    except Exception:
+                        # A bug, or text that the database refuses. Later reports go on; this
+                        # one is in the log, and the next comparison asks for it again.
+                        _log.exception("report_failed", report=repr(report))
+                        if not inbox:
+                            raise
         finally:
             del self._inboxes[client_id], self._workers[client_id]
 

@@ -51,12 +51,13 @@ class VenueSession:
         )
         if known == session_id:
             return True
-        self.halted = True
         _log.critical("venue_lost_its_memory", venue=name, known=known, found=session_id)
+        # Durable first: were the write to fail, the next check would have to write it.
         await self._pool.execute(
             "INSERT INTO switches (name, halted, reason, at) VALUES ($1, true, $2, now())"
             " ON CONFLICT (name) DO UPDATE SET halted = true, reason = excluded.reason, at = now()",
             f"venue:{name}",
             f"{name} lost its memory: it is in session {session_id}, orders were placed in {known}",
         )
+        self.halted = True
         return False

@@ -206,7 +206,8 @@ class Batch:
     ) -> None:
         command = pending.command
         for account_id in command.accounts:
-            if account_id not in self.states:
+            state = self.states.get(account_id)
+            if state is None or not (state.seq or command.opens):
                 raise NotFound("no such account")
         decision = command.decide(self.states, context)
         if isinstance(decision, Refused):
@@ -249,10 +250,11 @@ class Batch:
         state.seq, state.hash, state.at = entry.seq, head, at
         for projection in projections:
             projection.apply(state, entry)
-        for posting in draft.postings:
-            if posting.holder not in OWN_HOLDERS:
-                key = posting.holder, posting.asset
-                self.counters[key] = self.counters.get(key, money.ZERO) + posting.amount
+        # As written in the entry: without the trailing zeros of a product, which the domain counts.
+        for holder, asset, amount in entry.postings:
+            if holder not in OWN_HOLDERS:
+                key = holder, asset
+                self.counters[key] = self.counters.get(key, money.ZERO) + Decimal(amount)
         self.entries.append(Committed(draft.account_id, entry.seq, head, body, entry))
         self.wakes[f"head:{draft.account_id}"] = None
         return entry

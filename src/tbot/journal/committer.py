@@ -90,6 +90,8 @@ class Committer:
         self._connection: Connection | None = None
         self._lane = 0
         self._listeners: list[Listener] = []
+        self._outages = 0
+        self._running: list[Pending] = []
         self.healthy = False
 
     def listen(self, listener: Listener) -> None:
@@ -119,6 +121,8 @@ class Committer:
         await self._tasks.stop(1.0)
         for pending in self._queue.take(len(self._queue)):
             pending.fail(JournalUnavailable("the server is stopping", retry_after_s=2.0))
+        for pending in self._running:  # answered ones ignore it
+            pending.fail(OutcomeUnknown("the server stopped before the database answered"))
         self._discard()
 
     async def commit[R](self, command: Command[R]) -> Accepted[R] | Refused:
@@ -146,6 +150,7 @@ class Committer:
             pendings = self._queue.take(self._settings.batch_max)
             _WAITING.set(len(self._queue))
             if pendings:
+                self._running = pendings
                 try:
                     await self._settle(pendings)
                 except Exception as error:  # noqa: BLE001 - a bug: answer rather than hang
@@ -262,13 +267,18 @@ class Committer:
 
     async def _recover(self, batch: Batch, error: Exception) -> list[list[Pending]]:
         """After a failed attempt: what is to be run again, in which groups."""
-        if batch.committing and batch.entries and _is_outage(error):
+        if batch.committing and batch.entries and not _is_refusal(error):
             return await self._resolve(batch)
         group = batch.pendings
         if _is_outage(error):
             _log.warning("batch_interrupted", error=repr(error), commands=len(group))
             self._cache.drop(batch.account_ids)
             self._discard()
+            # A database that answers and refuses (a full disk, a standby) must not be hammered.
+            self._outages += 1
+            await asyncio.sleep(min(1.0, 0.01 * 2 ** min(self._outages, 7)))
+            for late in self._queue.expired(self._settings.queue_age_s_max):
+                late.fail(JournalUnavailable("the database cannot be written to"))
             return [self._patient(group)]
         await self._rollback(batch)
         if _is_conflict(error):
@@ -306,7 +316,7 @@ class Committer:
                     landed = await batch.landed(self._connection)
                 finally:
                     watchdog.cancel()
-            except DATABASE_FAULTS as error:
+            except (*DATABASE_FAULTS, JournalUnavailable) as error:
                 self.healthy = False
                 self._discard()
                 _log.warning("commit_still_unknown", error=repr(error))
@@ -324,6 +334,7 @@ class Committer:
 
     def _finish(self, batch: Batch, keep: bool = True) -> None:
         """Answer everybody; the batch is durable."""
+        self._outages = 0
         if keep:
             for state in batch.states.values():
                 self._cache.put(state)
@@ -336,6 +347,13 @@ class Committer:
             for listener in self._listeners:
                 listener(batch.entries)
             self._bus.wake(batch.wakes)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """The database itself said no to a COMMIT: certainly nothing was written."""
+    if isinstance(error, _RolledBack):
+        return True
+    return isinstance(error, asyncpg.PostgresError) and not _is_outage(error)
 
 
 _CONFLICTS: Final = frozenset({"40001", "40P01"})

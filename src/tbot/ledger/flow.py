@@ -107,7 +107,7 @@ async def open_account(
             )
     account_id = account_id or new_id()
     for asset, amount in sorted(deposits.items()):
-        await exchange.deposit(f"{account_id}:{asset}", asset, amount)
+        await exchange.deposit(f"{account_id}:{asset}:{money.text(amount)}", asset, amount)
     outcome = await desk.committer.commit(
         OpenAccount(
             id=new_id(),

@@ -38,6 +38,7 @@ class PlaceOrder:
         instrument: None when the account's venue has no such symbol.
         reference: A market price fresh enough for the checks, or None.
         send_within_s: The order is never signed later than this after its acceptance.
+        hindrance: Why no *new* order can be taken now; a known one is answered all the same.
     """
 
     id: UUID
@@ -48,6 +49,7 @@ class PlaceOrder:
     instrument: Instrument | None
     reference: Reference | None
     send_within_s: float
+    hindrance: Refused | None = None
 
     priority = Priority.NEW
     opens = False
@@ -66,6 +68,8 @@ class PlaceOrder:
             known = orders.find_client(request.client_order_id)
             if known is not None:
                 return Drafts() if _same(known, request) else _reused(known)
+        if self.hindrance is not None:
+            return self.hindrance
         account = ledger.account
         assert account is not None
         if account.status != "open":

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 import asyncpg
 
 from tbot.core import clock
 from tbot.core.bus import Bus, wait_for_wake
-from tbot.core.errors import NotFound, Unavailable
+from tbot.core.errors import NotFound
 from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import GatewaySettings, RiskSettings
+from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.commands import Actor
 from tbot.journal.committer import Committer
 from tbot.ledger.flow import AccountDesk
@@ -25,6 +26,8 @@ from tbot.orders.commands import Placed, PlaceOrder, RequestCancel
 from tbot.orders.model import Order, State
 from tbot.orders.rules import OrderRequest
 from tbot.venues.base import Instrument, OrderType
+
+CANCELS_AT_ONCE: Final = 128
 
 
 class Market(Protocol):
@@ -103,11 +106,12 @@ async def place(
         OutcomeUnknown: Repeat it under the same `client_order_id`.
     """
     venue = (await desk.accounts.facts(account_id)).venue
-    if not desk.served(venue):
-        raise Unavailable(f"no gateway speaks to {venue} at the moment")
     send_within_s = desk.gateway.send_by_s
-    if desk.wait_estimate_s(venue) > send_within_s:
-        return Refused(
+    hindrance = None
+    if not desk.served(venue):
+        hindrance = Refused(Reason.GATEWAY_AWAY, f"no gateway speaks to {venue} at the moment")
+    elif desk.wait_estimate_s(venue) > send_within_s:
+        hindrance = Refused(
             Reason.SEND_TOO_LATE, f"{venue} takes no new order within {send_within_s:g} s"
         )
     command = PlaceOrder(
@@ -119,6 +123,7 @@ async def place(
         instrument=desk.instruments.get(venue, request.symbol),
         reference=desk.fresh_reference(venue, request.symbol),
         send_within_s=send_within_s,
+        hindrance=hindrance,
     )
     outcome = await desk.committer.commit(command)
     return outcome if isinstance(outcome, Refused) else outcome.result
@@ -150,10 +155,17 @@ async def cancel_all(
         orders = await store.list_orders(
             connection, [account_id], symbol=symbol, is_open=True, limit=10_000
         )
-    outcomes = await asyncio.gather(
-        *(cancel(desk, actor, account_id, order.id) for order in orders)
-    )
-    return [o.id for o in outcomes if isinstance(o, Order)]
+    requested: list[UUID] = []
+    # A few at a time: the queue's reserved places belong to everybody.
+    for start in range(0, len(orders), CANCELS_AT_ONCE):
+        outcomes = await asyncio.gather(
+            *(
+                cancel(desk, actor, account_id, order.id)
+                for order in orders[start : start + CANCELS_AT_ONCE]
+            )
+        )
+        requested += [o.id for o in outcomes if isinstance(o, Order)]
+    return requested
 
 
 def settled(order: Order) -> bool:
@@ -169,13 +181,20 @@ def settled(order: Order) -> bool:
 async def wait_for(
     desk: OrderDesk, order: Order, done: Callable[[Order], bool], wait_s: float
 ) -> Order:
-    """The order as soon as `done` holds of it, or as it is after `wait_s`."""
+    """The order as soon as `done` holds of it, or as it is after `wait_s`.
+
+    It is durable already: when the database is away, the last known version is the answer.
+    """
     until_s = clock.boot_s() + wait_s
     with desk.bus.listening(f"head:{order.account_id}") as woken:
         while True:
             woken.clear()
-            async with desk.pool.acquire() as connection:
-                order = await store.get_order(connection, order.id)
+            try:
+                async with desk.pool.acquire() as connection:
+                    order = await store.get_order(connection, order.id)
+            except DATABASE_FAULTS:
+                # The order is accepted, whatever happens to the database now: say what is known.
+                await asyncio.sleep(min(0.1, wait_s))
             rest_s = until_s - clock.boot_s()
             if done(order) or rest_s <= 0:
                 return order

@@ -22,7 +22,18 @@ from tbot.orders.commands import OrderCommand
 from tbot.orders.model import FINAL, Order, State
 from tbot.venues.base import OrderReport, VenueFill, VenueStatus
 
+REASON_LENGTH_MAX: Final = 500
 _UNPLACED: Final = frozenset({State.PENDING_NEW, State.PENDING_CANCEL, State.UNKNOWN})
+
+
+def told(text: str) -> str:
+    """A venue's words as we keep them: no control characters (Postgres refuses NUL), 500 at most.
+
+    Example:
+        >>> told("no" + chr(0) + "pe")
+        'no pe'
+    """
+    return "".join(c if c.isprintable() else " " for c in text[:REASON_LENGTH_MAX])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,9 @@ class ApplyReport(_GatewayCommand):
         ended = _ENDS.get(report.status)
         if ended is not None and report.executed_quantity <= order.filled_quantity:
             kind = f"order.{ended.value}"
-            reason = report.reason or ("user" if order.cancel_requested else None)
+            reason = told(report.reason) or ("user" if order.cancel_requested else None)
+            if ended is State.FILLED:
+                reason = None
             return self._changed(
                 order,
                 kind,
@@ -159,7 +172,9 @@ class MarkUnknown(_GatewayCommand):
             return Drafts()
         if order.state is State.UNKNOWN:
             return Drafts()
-        return Drafts((self._changed(order, "order.unknown", state="unknown", reason=self.why),))
+        return Drafts(
+            (self._changed(order, "order.unknown", state="unknown", reason=told(self.why)),)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +195,7 @@ class KeepOrder(_GatewayCommand):
             "order.cancel_refused",
             state=state.value,
             cancel_requested=False,
-            reason=self.why,
+            reason=told(self.why),
         )
         return Drafts((draft,))
 
@@ -206,7 +221,7 @@ class RejectOrder(_GatewayCommand):
             return Drafts(
                 (self._changed(order, "order.canceled", state="canceled", reason="user"),)
             )
-        text = f"{self.reason}: {self.evidence}" if self.evidence else self.reason
+        text = told(f"{self.reason}: {self.evidence}" if self.evidence else self.reason)
         return Drafts((self._changed(order, "order.rejected", state="rejected", reason=text),))
 
 

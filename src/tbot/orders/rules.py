@@ -143,7 +143,7 @@ def _worst_price(
     touch = None
     if reference is not None:
         touch = reference.ask if request.side is Side.BUY else reference.bid
-    if touch is None:
+    if touch is None or limits.price_collar >= 1:
         return Refused(
             Reason.NO_MARKET_PRICE,
             f"no fresh price of {request.symbol} on the side that this order would meet",

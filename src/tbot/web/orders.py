@@ -253,8 +253,6 @@ async def place_order(
         headers["Preference-Applied"] = f"wait={wait_s:g}"
         if outcome.replayed or not flow.settled(order):
             order = await flow.wait_for(parts.orders, order, flow.settled, wait_s)
-    elif outcome.replayed:
-        order = await own_order(parts, principal, order.id)
     headers["ETag"] = _tag(order)
     if outcome.replayed:
         headers["Idempotent-Replayed"] = "true"

@@ -108,6 +108,7 @@ _REASON_STATUS: Final[Mapping[Reason, int]] = {
     Reason.ORDER_NOT_FOUND: 404,
     Reason.ORDER_CLOSED: 409,
     Reason.ACCOUNT_EXISTS: 409,
+    Reason.GATEWAY_AWAY: 503,
     Reason.SEND_TOO_LATE: 503,
 }
 _STATUS_CODE: Final[Mapping[int, str]] = {

@@ -203,6 +203,8 @@ class ScriptedVenue:
         if self.down:
             raise VenueDown("no connection")
         live = (VenueStatus.NEW, VenueStatus.PARTIALLY_FILLED)
+        if self.denies:  # a venue that denies an order does not list it either
+            return []
         return [h.report(with_fills=False) for h in self.books.values() if h.status in live]
 
     async def order_fills(self, instrument: Instrument, venue_order_id: str) -> list[VenueFill]:
