@@ -1,0 +1,1 @@
+-- Marks for balances as of a moment.
