@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Final, Self
 
 
 class Reason(StrEnum):
@@ -31,6 +31,10 @@ class Reason(StrEnum):
     CLIENT_ORDER_ID_REUSED = (
         "client_order_id_reused",
         "This client_order_id already names an order of this account with other content.",
+    )
+    IDEMPOTENCY_KEY_REUSED = (
+        "idempotency_key_reused",
+        "This Idempotency-Key was used for a request of other content.",
     )
     INSTRUMENT_UNKNOWN = "instrument_unknown", "No such instrument on the account's venue."
     INSTRUMENT_HALTED = "instrument_halted", "The venue does not trade this instrument now."
@@ -88,6 +92,18 @@ class Reason(StrEnum):
     )
     ORDER_NOT_FOUND = "order_not_found", "The account has no such order."
     ORDER_CLOSED = "order_closed", "The order has already reached a final state."
+
+
+PASSING: Final = frozenset(
+    {
+        Reason.INSTRUMENT_HALTED,
+        Reason.VENUE_HALTED,
+        Reason.NO_MARKET_PRICE,
+        Reason.GATEWAY_AWAY,
+        Reason.SEND_TOO_LATE,
+    }
+)
+"""Refusals that are about the moment: a repetition under the same key is decided anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,18 @@ class CommitterSettings(BaseModel):
     accounts_cached_max: int = Field(10_000, ge=1, description="Account states kept in memory.")
 
 
+class IdempotencySettings(BaseModel):
+    """Answers kept under `Idempotency-Key`s."""
+
+    keep_h: float = Field(
+        72.0,
+        gt=0,
+        description="How long a key is remembered; a `client_order_id` is for ever.",
+    )
+    clean_interval_s: float = Field(300.0, gt=0, description="How often old keys are removed.")
+    clean_batch: int = Field(5000, ge=1, description="Most keys removed in one transaction.")
+
+
 class GatewaySettings(BaseModel):
     """Sending orders and learning what became of them."""
 
@@ -316,6 +328,7 @@ class Settings(BaseSettings):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
     committer: CommitterSettings = Field(default_factory=CommitterSettings)
+    idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
     gateway: GatewaySettings = Field(default_factory=GatewaySettings)
     paper: PaperSettings = Field(default_factory=PaperSettings)
     exchange: ExchangeSettings = Field(default_factory=ExchangeSettings)

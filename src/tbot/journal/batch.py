@@ -25,6 +25,7 @@ from tbot.journal.chain import Entry
 from tbot.journal.commands import (
     Accepted,
     AccountState,
+    Command,
     Context,
     Draft,
     Projection,
@@ -32,7 +33,8 @@ from tbot.journal.commands import (
     Write,
     unbalanced,
 )
-from tbot.journal.queue import Pending
+from tbot.journal.once import KeptAnswers
+from tbot.journal.queue import Outcome, Pending
 
 type Connection = asyncpg.Connection[Any]
 
@@ -128,11 +130,12 @@ class Batch:
     pendings: list[Pending]
     committing: bool = False
     states: dict[UUID, AccountState] = field(default_factory=dict)
-    outcomes: list[tuple[Pending, Accepted[Any] | Refused]] = field(default_factory=list)
+    outcomes: list[tuple[Pending, Outcome]] = field(default_factory=list)
     left: list[Pending] = field(default_factory=list)
     entries: list[Committed] = field(default_factory=list)
     counters: dict[tuple[str, str], Decimal] = field(default_factory=dict)
     wakes: dict[str, None] = field(default_factory=dict)
+    answers: KeptAnswers = field(default_factory=KeptAnswers)
 
     @property
     def account_ids(self) -> list[UUID]:
@@ -181,6 +184,9 @@ class Batch:
             if fresh:
                 await projection.load(connection, fresh)
             await projection.fetch(connection, commands, self.states)
+        onces = [pending.once for pending in self.pendings if pending.once is not None]
+        if onces:
+            await self.answers.fetch(connection, onces)
 
     def decide(
         self, context: Context, projections: Sequence[Projection], time_s_max: float
@@ -209,10 +215,23 @@ class Batch:
             state = self.states.get(account_id)
             if state is None or not (state.seq or command.opens):
                 raise NotFound("no such account")
+        once = pending.once
+        if once is not None:
+            replay = self.answers.replay(once)
+            if replay is not None:
+                self.outcomes.append((pending, replay))
+                return
+        outcome = self._carry_out(command, context, projections)
+        if once is not None:
+            self.answers.keep(once, outcome)
+        self.outcomes.append((pending, outcome))
+
+    def _carry_out(
+        self, command: Command[Any], context: Context, projections: Sequence[Projection]
+    ) -> Accepted[Any] | Refused:
         decision = command.decide(self.states, context)
         if isinstance(decision, Refused):
-            self.outcomes.append((pending, decision))
-            return
+            return decision
         missing = unbalanced(decision.entries)
         if missing:
             raise IntegrityError(f"postings of {command!r} do not sum to zero: {missing}")
@@ -223,7 +242,7 @@ class Batch:
         )
         for topic in decision.wakes:
             self.wakes[topic] = None
-        self.outcomes.append((pending, Accepted(command.result(self.states), entries)))
+        return Accepted(command.result(self.states), entries)
 
     def _append(
         self,
@@ -259,6 +278,11 @@ class Batch:
         self.wakes[f"head:{draft.account_id}"] = None
         return entry
 
+    @property
+    def writing(self) -> bool:
+        """Whether anything is to be written: entries, or answers under keys."""
+        return bool(self.entries) or self.answers.added
+
     def changed(self) -> list[AccountState]:
         """The states that have new entries."""
         return [self.states[a] for a in dict.fromkeys(e.account_id for e in self.entries)]
@@ -267,6 +291,16 @@ class Batch:
         self, connection: Connection, projections: Sequence[Projection], lane: int
     ) -> None:
         """Write journal, heads, counters and every projection's tables in one statement."""
+        writes = self._entry_writes(projections, lane) if self.entries else []
+        if self.answers.added:
+            writes.append(self.answers.write(clock.utc_now()))
+        topics = ",".join(self.wakes)
+        if len(topics) > _NOTIFY_BYTES_MAX:
+            topics = "*"
+        sql, parameters = compose(writes)
+        await connection.fetch(sql, *parameters, topics)
+
+    def _entry_writes(self, projections: Sequence[Projection], lane: int) -> list[Write]:
         changed = self.changed()
         entries = self.entries
         writes = [
@@ -307,11 +341,7 @@ class Batch:
             )
         for projection in projections:
             writes.extend(projection.writes(changed))
-        topics = ",".join(self.wakes)
-        if len(topics) > _NOTIFY_BYTES_MAX:
-            topics = "*"
-        sql, parameters = compose(writes)
-        await connection.fetch(sql, *parameters, topics)
+        return writes
 
     async def landed(self, connection: Connection) -> bool:
         """Whether this batch's COMMIT took effect, after its connection was lost during it.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, overload
 
 import asyncpg
 import structlog
@@ -33,6 +33,7 @@ from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.batch import Batch, CommandFailed, Committed, Connection, StateCache
 from tbot.journal.commands import Accepted, Command, Priority, Projection
+from tbot.journal.once import Kept, Once
 from tbot.journal.queue import CommandQueue, Pending
 
 _log = structlog.get_logger(__name__)
@@ -52,7 +53,7 @@ _BATCH_TIME = Histogram(
     buckets=[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2],
 )
 _WAITING = Gauge("tbot_committer_waiting", "Commands in the queue.")
-_OUTCOMES = Counter("tbot_commands_total", "Commands by outcome.", ["outcome"])
+_OUTCOMES = Counter("tbot_commands_total", "Commands: accepted, refused or kept.", ["outcome"])
 _UNKNOWN = Counter("tbot_committer_unknown_commits_total", "COMMITs whose answer was lost.")
 
 type Listener = Callable[[Sequence[Committed]], None]
@@ -125,8 +126,21 @@ class Committer:
             pending.fail(OutcomeUnknown("the server stopped before the database answered"))
         self._discard()
 
-    async def commit[R](self, command: Command[R]) -> Accepted[R] | Refused:
+    @overload
+    async def commit[R](self, command: Command[R], once: None = None) -> Accepted[R] | Refused: ...
+
+    @overload
+    async def commit[R](
+        self, command: Command[R], once: Once | None
+    ) -> Accepted[R] | Refused | Kept: ...
+
+    async def commit[R](
+        self, command: Command[R], once: Once | None = None
+    ) -> Accepted[R] | Refused | Kept:
         """Decide a command and make it durable.
+
+        Args:
+            once: Its caller's idempotency key, if there is one. `Kept` answers a repetition.
 
         Raises:
             Overloaded: The queue is full or the command waited too long: not executed.
@@ -135,7 +149,7 @@ class Committer:
                 repeat it under the same key.
             NotFound: An account that it names does not exist.
         """
-        pending = Pending(command)
+        pending = Pending(command, once)
         await self._queue.put(pending)
         _WAITING.set(len(self._queue))
         return await asyncio.shield(pending.future)
@@ -245,7 +259,7 @@ class Committer:
             heads, context = await batch.lock(connection)
             await batch.load(connection, heads, self._projections, self._cache)
             batch.decide(context, self._projections, self._settings.batch_time_s_max)
-            if batch.entries:
+            if batch.writing:
                 await batch.write(connection, self._projections, self._lane)
             batch.committing = True
             tag = await connection.execute("COMMIT")
@@ -341,7 +355,7 @@ class Committer:
         if batch.left:
             self._queue.put_back(batch.left)
         for pending, outcome in batch.outcomes:
-            _OUTCOMES.labels("refused" if isinstance(outcome, Refused) else "accepted").inc()
+            _OUTCOMES.labels(type(outcome).__name__.lower()).inc()
             pending.answer(outcome)
         if batch.entries:
             for listener in self._listeners:

@@ -15,22 +15,24 @@ from tbot.core import clock
 from tbot.core.errors import JournalUnavailable, Overloaded
 from tbot.core.refusals import Refused
 from tbot.journal.commands import Accepted, Command, Priority
+from tbot.journal.once import Kept, Once
+
+type Outcome = Accepted[Any] | Refused | Kept
 
 
 class Pending:
-    """A command, since when it waits, and the future its caller awaits."""
+    """A command, its key, since when it waits, and the future its caller awaits."""
 
-    __slots__ = ("attempts", "command", "future", "since_s")
+    __slots__ = ("attempts", "command", "future", "once", "since_s")
 
-    def __init__(self, command: Command[Any]) -> None:
+    def __init__(self, command: Command[Any], once: Once | None = None) -> None:
         self.command = command
-        self.future: asyncio.Future[Accepted[Any] | Refused] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.once = once
+        self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.since_s = clock.boot_s()
         self.attempts = 0
 
-    def answer(self, outcome: Accepted[Any] | Refused) -> None:
+    def answer(self, outcome: Outcome) -> None:
         """Tell the caller what became of it."""
         if not self.future.done():
             self.future.set_result(outcome)

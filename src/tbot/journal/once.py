@@ -1,0 +1,244 @@
+"""Requests that happen once: answers kept under their callers' idempotency keys.
+
+A key belongs to a caller and to an account that the command locks. In the transaction that carries
+a command out, its answer is kept under its key; a repetition, whenever it comes and whichever
+process it reaches, waits for that account's lock, finds the key and gets the same answer. Refusals
+are kept too, unless they are about the moment (`tbot.core.refusals.PASSING`): those are decided
+anew. A key with other content is refused and changes nothing.
+
+Keys are forgotten after `idempotency.keep_h`; a `client_order_id` never is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import structlog
+from prometheus_client import Counter
+
+from tbot.core import clock
+from tbot.core.refusals import Reason, Refused
+from tbot.core.settings import IdempotencySettings
+from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
+from tbot.journal.commands import Accepted, Write
+
+type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
+
+_log = structlog.get_logger(__name__)
+_REPLAYED = Counter("tbot_idempotent_replays_total", "Answers given from a kept one.")
+_CLEANED = Counter("tbot_idempotency_keys_cleaned_total", "Keys forgotten after their time.")
+
+_COLUMNS: Final = "key, content, status, headers, body"
+_FIND: Final = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE key = ANY($1::uuid[])"
+_KEEP: Final = """INSERT INTO idempotency_keys (key, content, status, headers, body, at)
+SELECT * FROM unnest({0}::uuid[], {1}::bytea[], {2}::smallint[], {3}::bytea[], {4}::bytea[],
+                     {5}::timestamptz[])"""
+_CLEAN: Final = """DELETE FROM idempotency_keys WHERE key IN
+ (SELECT key FROM idempotency_keys WHERE at < $1 ORDER BY at LIMIT $2)"""
+
+_encode_headers = msgspec.json.Encoder().encode
+_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An answer as its caller got it the first time.
+
+    Attributes:
+        status, headers, body: Opaque here: the edge's business.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """What makes a repetition recognisable, and how the answer to keep is made.
+
+    Attributes:
+        key: From `key_of`.
+        content: From `content_of`; a repetition has the same.
+        render: Makes the answer from the command's result or refusal; None keeps nothing. Runs
+            inside the batch: pure and quick.
+    """
+
+    key: UUID
+    content: bytes
+    render: Callable[[Any], Kept | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A key's row."""
+
+    content: bytes
+    answer: Kept
+
+
+def key_of(user_id: UUID, account_id: UUID, key: str) -> UUID:
+    """A caller's key as 128 bits; another caller or account makes it another key.
+
+    Example:
+        >>> one, two = UUID(int=1), UUID(int=2)
+        >>> key_of(one, two, "k") == key_of(two, one, "k")
+        False
+    """
+    data = user_id.bytes + account_id.bytes + key.encode()
+    return UUID(bytes=hashlib.blake2b(data, digest_size=16, person=b"tbot:once").digest())
+
+
+def content_of(secret: bytes, *parts: bytes) -> bytes:
+    """A fingerprint of what is asked; keyed, because a body may hold a password.
+
+    Args:
+        secret: Shared by all processes; at least 16 bytes, of which 64 are used.
+        parts: Method, path, canonical body …
+    """
+    digest = hashlib.blake2b(digest_size=16, key=secret[:64])
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()
+
+
+class KeptAnswers:
+    """The keys of one batch: those found in the table, and those that it adds.
+
+    A twin inside the batch gets its leader's answer, as a later one does.
+    """
+
+    __slots__ = ("_added", "_known")
+
+    def __init__(self) -> None:
+        self._known: dict[UUID, Record] = {}
+        self._added: list[UUID] = []
+
+    async def fetch(self, connection: Connection, onces: Sequence[Once]) -> None:
+        """Read what is kept under these keys; after their accounts were locked."""
+        self._known = await find(connection, [once.key for once in onces])
+
+    def replay(self, once: Once) -> Kept | Refused | None:
+        """The answer that is due to a repetition; None for a first time."""
+        record = self._known.get(once.key)
+        if record is None:
+            return None
+        if record.content != once.content:
+            return Refused(
+                Reason.IDEMPOTENCY_KEY_REUSED, "this key was used for a request of other content"
+            )
+        _REPLAYED.inc()
+        return record.answer
+
+    def keep(self, once: Once, outcome: Accepted[Any] | Refused) -> None:
+        """Remember a first time's answer."""
+        answer = once.render(outcome.result if isinstance(outcome, Accepted) else outcome)
+        if answer is not None:
+            self._known[once.key] = Record(once.content, answer)
+            self._added.append(once.key)
+
+    @property
+    def added(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self._added)
+
+    def write(self, now: datetime) -> Write:
+        """What the batch writes for the keys that it added."""
+        records = [self._known[key] for key in self._added]
+        return Write(_KEEP, _rows(self._added, records, now))
+
+
+def _rows(keys: Sequence[UUID], records: Sequence[Record], now: datetime) -> list[list[Any]]:
+    return [
+        list(keys),
+        [r.content for r in records],
+        [r.answer.status for r in records],
+        [_encode_headers(dict(r.answer.headers)) for r in records],
+        [r.answer.body for r in records],
+        [now] * len(records),
+    ]
+
+
+async def find(connection: Connection, keys: Sequence[UUID]) -> dict[UUID, Record]:
+    """The records of these keys, of those that have one."""
+    rows = await connection.fetch(_FIND, list(keys))
+    return {
+        row["key"]: Record(
+            row["content"], Kept(row["status"], _decode_headers(row["headers"]), row["body"])
+        )
+        for row in rows
+    }
+
+
+async def beside(connection: Connection, once: Once) -> Kept | Refused | None:
+    """For writes that are no commands: claim a key within the open transaction.
+
+    The transaction keeps everybody else with this key waiting until it ends; `keep` the answer in
+    it. None means a first time.
+    """
+    lock = int.from_bytes(once.key.bytes[:8], "big", signed=True)
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", lock)
+    answers = KeptAnswers()
+    await answers.fetch(connection, [once])
+    return answers.replay(once)
+
+
+async def keep(connection: Connection, once: Once, outcome: Any) -> None:
+    """Keep the answer to a result or refusal, in the transaction that `beside` was called in."""
+    answer = once.render(outcome)
+    if answer is not None:
+        write = Write(_KEEP, _rows([once.key], [Record(once.content, answer)], clock.utc_now()))
+        places = [f"${n + 1}" for n in range(len(write.columns))]
+        await connection.execute(write.sql.format(*places), *write.columns)
+
+
+async def clean(connection: Connection, before: datetime, most: int) -> int:
+    """Forget keys older than `before`, at most so many; how many went."""
+    tag: str = await connection.execute(_CLEAN, before, most)
+    return int(tag.rpartition(" ")[2])
+
+
+class Cleaner:
+    """Forgets keys when their time is over, in small bites."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], settings: IdempotencySettings) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._tasks = Tasks("idempotency")
+
+    def start(self) -> None:
+        """Begin; the first round comes after one interval."""
+        self._tasks.start(self._run(), "clean")
+
+    async def stop(self) -> None:
+        """End; safe to call twice."""
+        await self._tasks.stop(1.0)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.clean_interval_s)
+            try:
+                await self.sweep()
+            except DATABASE_FAULTS as error:
+                _log.warning("idempotency_keys_not_cleaned", error=repr(error))
+
+    async def sweep(self) -> int:
+        """One round: everything that is due; how many keys went."""
+        before = clock.utc_now() - timedelta(hours=self._settings.keep_h)
+        total = 0
+        while True:
+            async with self._pool.acquire() as connection:
+                gone = await clean(connection, before, self._settings.clean_batch)
+            total += gone
+            _CLEANED.inc(gone)
+            if gone < self._settings.clean_batch:
+                return total

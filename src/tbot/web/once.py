@@ -1,0 +1,125 @@
+"""`Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header): a write happens once.
+
+A route makes an `Once` with `keyed`, passes it to its flow, and answers with `respond`. The answer
+is kept in the transaction of the write, so a repetition gets it byte for byte, with
+`Idempotent-Replayed: true`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import msgspec
+from fastapi import Header
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tbot.auth.flow import Principal
+from tbot.core.refusals import PASSING, Refused
+from tbot.journal.once import Kept, Once, content_of, key_of
+from tbot.web.deps import Deps
+from tbot.web.problems import Problem, refused
+
+_KEY: Final = re.compile(r'"([\x21\x23-\x5b\x5d-\x7e]{1,128})"|([\x21\x23-\x5b\x5d-\x7e]{1,128})')
+_KEPT_HEADERS: Final = ("content-type", "location", "etag")
+_canonical = msgspec.json.Encoder(order="sorted").encode
+
+KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        max_length=130,
+        description="Any text of 1 to 128 visible characters, unique for what is asked: repeat "
+        "the request under it after a timeout or a 5xx answer, and it is carried out once. The "
+        "original answer is repeated with `Idempotent-Replayed: true`; other content answers "
+        "`idempotency_key_reused`. Kept for `idempotency.keep_h` hours.",
+        examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+    ),
+]
+
+
+def key_text(header: str | None) -> str | None:
+    """The key in the header: a string in quotes, as the draft has it, or bare.
+
+    Raises:
+        Problem: `malformed_header`.
+
+    Example:
+        >>> key_text('"a-1"'), key_text("a-1"), key_text(None)
+        ('a-1', 'a-1', None)
+    """
+    if header is None:
+        return None
+    found = _KEY.fullmatch(header.strip())
+    if found is None:
+        raise Problem("malformed_header", "an Idempotency-Key has 1 to 128 visible characters")
+    return found[1] or found[2]
+
+
+async def keyed(
+    request: Request,
+    deps: Deps,
+    principal: Principal,
+    account_id: UUID,
+    answer: Callable[[Any], Response],
+    *,
+    key: str | None = None,
+    content: Any = None,
+) -> Once | None:
+    """What makes repetitions of this request recognisable; None without a key.
+
+    Args:
+        account_id: An account that the command locks (for other writes: their owner).
+        answer: The response to the command's result; pure, it is called inside the batch.
+        key: In place of the request's own key, for one item of several.
+        content: In place of the request's own body, likewise.
+
+    Raises:
+        Problem: `malformed_header`.
+    """
+    if key is None:
+        given = request.headers.getlist("idempotency-key")
+        if len(given) > 1:
+            raise Problem("malformed_header", "there is more than one Idempotency-Key")
+        key = key_text(given[0] if given else None)
+        if key is None:
+            return None
+    if content is None and await request.body():
+        content = await request.json()
+    request_id = request.scope.get("tbot.request_id", "")
+
+    def render(outcome: Any) -> Kept | None:
+        if isinstance(outcome, Refused):
+            if outcome.reason in PASSING:
+                return None
+            response = refused(outcome).response(request_id)
+        else:
+            response = answer(outcome)
+        headers = {n: v for n, v in response.headers.items() if n in _KEPT_HEADERS}
+        return Kept(response.status_code, headers, bytes(response.body))
+
+    target = f"{request.method} {request.url.path}".encode()
+    fingerprint = content_of(deps.auth.keys.cursor_secret, target, _canonical(content))
+    return Once(key_of(principal.user_id, account_id, key), fingerprint, render)
+
+
+def respond(outcome: Any, answer: Callable[[Any], Response]) -> Response:
+    """The response to a flow's outcome: a kept one again, or a new one.
+
+    Raises:
+        Problem: It was refused.
+    """
+    if isinstance(outcome, Kept):
+        return replayed(outcome)
+    if isinstance(outcome, Refused):
+        raise refused(outcome)
+    return answer(outcome)
+
+
+def replayed(kept: Kept) -> Response:
+    """A kept answer, marked as such."""
+    headers = {**kept.headers, "Idempotent-Replayed": "true"}
+    return Response(kept.body, kept.status, headers)
