@@ -1,1 +1,2 @@
 -- Deposits, withdrawals and their limits.
+SELECT;

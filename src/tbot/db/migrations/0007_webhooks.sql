@@ -1,1 +1,2 @@
 -- Outbound webhooks.
+SELECT;

@@ -1,1 +1,2 @@
 -- What only auditors read.
+SELECT;
