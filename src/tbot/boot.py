@@ -32,8 +32,10 @@ from tbot.gateway.lease import LeaseWatch
 from tbot.journal.commands import Projection
 from tbot.journal.committer import Committer
 from tbot.journal.cursors import Journal
+from tbot.journal.once import Cleaner
 from tbot.ledger.entries import Limits
 from tbot.ledger.flow import AccountDesk
+from tbot.ledger.marks import MarksProjection
 from tbot.ledger.store import LedgerProjection
 from tbot.market.channels import Market
 from tbot.market.feed import MarketFeed
@@ -89,7 +91,7 @@ class Parts:
 
 def projections() -> list[Projection]:
     """Everything that keeps tables in step with the journal, in the order it applies."""
-    return [LedgerProjection(), OrdersProjection()]
+    return [LedgerProjection(), MarksProjection(), OrdersProjection()]
 
 
 def starting_limits(risk: RiskSettings) -> Limits:
@@ -144,6 +146,9 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
         )
         await committer.start()
         stack.push_async_callback(committer.stop)
+        cleaner = Cleaner(pool, settings.idempotency)
+        cleaner.start()
+        stack.push_async_callback(cleaner.stop)
         instruments = Instruments()
         venue = feed = gateway = None
         if paper is not None:

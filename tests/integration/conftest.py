@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from tbot.boot import projections
 from tbot.core import clock
 from tbot.core.bus import Bus
 from tbot.core.ids import new_id
@@ -19,12 +20,10 @@ from tbot.db.pool import connect_committer
 from tbot.journal.commands import GATEWAY, SYSTEM
 from tbot.journal.committer import Committer
 from tbot.ledger.entries import Limits, OpenAccount
-from tbot.ledger.store import LedgerProjection
 from tbot.market.book import Reference
 from tbot.orders.commands import PlaceOrder, RequestCancel
 from tbot.orders.reports import ApplyReport
 from tbot.orders.rules import OrderRequest
-from tbot.orders.store import OrdersProjection
 from tbot.venues.base import (
     Instrument,
     OrderReport,
@@ -166,11 +165,6 @@ def fill_of(order: Any, trade_id: str, price: str, quantity: str) -> VenueFill:
         maker=False,
         at=datetime(2026, 1, 1, tzinfo=UTC),
     )
-
-
-def projections() -> list[Any]:
-    """The projections as the server registers them."""
-    return [LedgerProjection(), OrdersProjection()]
 
 
 @pytest.fixture

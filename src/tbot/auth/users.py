@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, overload
 from uuid import UUID
 
 import structlog
@@ -14,6 +14,8 @@ from tbot.auth.scopes import Role
 from tbot.auth.store import User
 from tbot.core.errors import InvalidUser, NotFound, UserExists
 from tbot.core.ids import new_id
+from tbot.core.refusals import Refused
+from tbot.journal.once import Kept, Once, beside, keep
 
 _log = structlog.get_logger(__name__)
 
@@ -26,10 +28,40 @@ def is_username(value: str) -> bool:
     return _USERNAME.fullmatch(value) is not None
 
 
+@overload
 async def create_user(
-    pool: store.Pool, passwords: Passwords, username: str, password: str, role: Role
-) -> User:
+    pool: store.Pool,
+    passwords: Passwords,
+    username: str,
+    password: str,
+    role: Role,
+    once: None = None,
+) -> User: ...
+
+
+@overload
+async def create_user(
+    pool: store.Pool,
+    passwords: Passwords,
+    username: str,
+    password: str,
+    role: Role,
+    once: Once | None,
+) -> User | Refused | Kept: ...
+
+
+async def create_user(
+    pool: store.Pool,
+    passwords: Passwords,
+    username: str,
+    password: str,
+    role: Role,
+    once: Once | None = None,
+) -> User | Refused | Kept:
     """Add a user.
+
+    Returns:
+        With a key (`once`) that was used before: the kept answer, or a refusal of other content.
 
     Raises:
         InvalidUser: Name or password break a rule, which the message says.
@@ -47,7 +79,12 @@ async def create_user(
         raise InvalidUser("password", broken)
     password_hash = await passwords.hash(password)
     async with store.transaction(pool) as connection:
+        replay = None if once is None else await beside(connection, once)
+        if replay is not None:
+            return replay
         user = await store.insert_user(connection, new_id(), username, password_hash, role)
+        if once is not None and user is not None:
+            await keep(connection, once, user)
     if user is None:
         raise UserExists(f"there is a user {username!r} already")
     _log.info("user_created", user_id=str(user.id), role=role.value)

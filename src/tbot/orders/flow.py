@@ -17,8 +17,9 @@ from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import GatewaySettings, RiskSettings
 from tbot.db.pool import DATABASE_FAULTS
-from tbot.journal.commands import Actor
+from tbot.journal.commands import Accepted, Actor
 from tbot.journal.committer import Committer
+from tbot.journal.once import Kept, Once
 from tbot.ledger.flow import AccountDesk
 from tbot.market.book import Reference
 from tbot.orders import store
@@ -93,12 +94,17 @@ class OrderDesk:
 
 
 async def place(
-    desk: OrderDesk, actor: Actor, account_id: UUID, request: OrderRequest
-) -> Placed | Refused:
+    desk: OrderDesk,
+    actor: Actor,
+    account_id: UUID,
+    request: OrderRequest,
+    once: Once | None = None,
+) -> Placed | Refused | Kept:
     """Accept an order, durably.
 
     When this returns, the order will be sent exactly once or not at all, whatever crashes.
-    Repeating the call with the same `client_order_id` returns the same order.
+    Repeating the call with the same `client_order_id` returns the same order; under the same
+    idempotency key it returns the answer that was kept.
 
     Raises:
         NotFound: No such account.
@@ -106,6 +112,8 @@ async def place(
         OutcomeUnknown: Repeat it under the same `client_order_id`.
     """
     venue = (await desk.accounts.facts(account_id)).venue
+    if venue is None:
+        return Refused(Reason.ACCOUNT_KIND, "a cash account does not trade")
     send_within_s = desk.gateway.send_by_s
     hindrance = None
     if not desk.served(venue):
@@ -125,13 +133,13 @@ async def place(
         send_within_s=send_within_s,
         hindrance=hindrance,
     )
-    outcome = await desk.committer.commit(command)
-    return outcome if isinstance(outcome, Refused) else outcome.result
+    outcome = await desk.committer.commit(command, once)
+    return outcome.result if isinstance(outcome, Accepted) else outcome
 
 
 async def cancel(
-    desk: OrderDesk, actor: Actor, account_id: UUID, order_id: UUID
-) -> Order | Refused:
+    desk: OrderDesk, actor: Actor, account_id: UUID, order_id: UUID, once: Once | None = None
+) -> Order | Refused | Kept:
     """Ask for an order's cancellation, durably; the venue decides whether it comes in time.
 
     Raises:
@@ -139,8 +147,8 @@ async def cancel(
         Unavailable, OutcomeUnknown: As for `place`; repeating it is harmless.
     """
     command = RequestCancel(new_id(), actor, account_id, order_id)
-    outcome = await desk.committer.commit(command)
-    return outcome if isinstance(outcome, Refused) else outcome.result
+    outcome = await desk.committer.commit(command, once)
+    return outcome.result if isinstance(outcome, Accepted) else outcome
 
 
 async def cancel_all(

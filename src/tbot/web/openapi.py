@@ -41,6 +41,10 @@ _REQUEST_ID: Final = {
     "description": "The request's id, also in our logs.",
     "schema": {"type": "string"},
 }
+_REPLAYED: Final = {
+    "description": "`true` on an answer that a repetition gets.",
+    "schema": {"type": "string", "const": "true"},
+}
 _HEADERS: Final = {401: _CHALLENGE, 403: _CHALLENGE, 503: _RETRY}
 
 _PROBLEM_SCHEMA: Final = {
@@ -157,6 +161,8 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
         codes += _WITH_BODY
     if any(parameter["in"] != "path" for parameter in operation.get("parameters", ())):
         codes.append("validation_failed")
+    if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ())):
+        codes += ["malformed_header", Reason.IDEMPOTENCY_KEY_REUSED]
     responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]  # FastAPI's own, which we never send
@@ -171,9 +177,10 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
         missing = [c for c in response["description"].split(": ")[1].split(", ") if c not in named]
         if missing:
             known["description"] = ", ".join([named, *missing])
-    for response in responses.values():
-        response["headers"] = {
-            **response.get("headers", {}),
-            "X-Request-Id": _REQUEST_ID,
-        }
+    keyed = "malformed_header" in codes
+    for status, response in responses.items():
+        headers = {**response.get("headers", {}), "X-Request-Id": _REQUEST_ID}
+        if keyed and status.startswith("2"):
+            headers["Idempotent-Replayed"] = _REPLAYED
+        response["headers"] = headers
     operation["responses"] = dict(sorted(responses.items()))

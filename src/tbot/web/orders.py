@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from tbot.core import money
 from tbot.core.money import MoneyText
-from tbot.core.refusals import Reason, Refused
+from tbot.core.refusals import Reason
 from tbot.ledger import store as accounts_store
 from tbot.orders import flow, store
+from tbot.orders.commands import Placed
 from tbot.orders.model import Order, State
 from tbot.orders.rules import OrderRequest
 from tbot.venues.base import OrderType, Side, TimeInForce
@@ -34,10 +35,11 @@ from tbot.web.dependencies import (
 )
 from tbot.web.deps import Deps
 from tbot.web.fields import Answer, ClientOrderId, Id, PositiveAmount, Request, Symbol, Timestamp
+from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account, own_order
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
-from tbot.web.problems import invalid, refused
+from tbot.web.problems import invalid
 from tbot.web.routes import router
 
 routes = router("orders")
@@ -45,10 +47,28 @@ routes = router("orders")
 ACCOUNTS_MAX = 1000
 """Accounts of one owner that a list without `account_id` looks through."""
 
-_PLACE_REASONS = tuple(
-    reason
-    for reason in Reason
-    if reason not in (Reason.ORDER_NOT_FOUND, Reason.ORDER_CLOSED, Reason.ACCOUNT_EXISTS)
+_PLACE_REASONS = (
+    Reason.ACCOUNT_CLOSED,
+    Reason.ACCOUNT_FROZEN,
+    Reason.ACCOUNT_NEGATIVE,
+    Reason.AMOUNT_TOO_PRECISE,
+    Reason.CLIENT_ORDER_ID_REUSED,
+    Reason.GATEWAY_AWAY,
+    Reason.INSTRUMENT_HALTED,
+    Reason.INSTRUMENT_NOT_ALLOWED,
+    Reason.INSTRUMENT_UNKNOWN,
+    Reason.INSUFFICIENT_FUNDS,
+    Reason.MAX_OPEN_ORDERS,
+    Reason.MAX_ORDER_NOTIONAL,
+    Reason.NOTIONAL_OUT_OF_RANGE,
+    Reason.NO_MARKET_PRICE,
+    Reason.PRICE_OFF_TICK,
+    Reason.PRICE_OUTSIDE_COLLAR,
+    Reason.PRICE_OUT_OF_RANGE,
+    Reason.QUANTITY_OFF_STEP,
+    Reason.QUANTITY_OUT_OF_RANGE,
+    Reason.SEND_TOO_LATE,
+    Reason.VENUE_HALTED,
 )
 
 
@@ -224,7 +244,6 @@ def order_request(body: NewOrder) -> OrderRequest:
         200: {
             "model": OrderOut,
             "description": "This `client_order_id` had placed the same order before: here it is.",
-            "headers": {"Idempotent-Replayed": {"schema": {"type": "string", "const": "true"}}},
         },
         **problems("not_found", "overloaded", "outcome_unknown", *_PLACE_REASONS),
     },
@@ -235,6 +254,7 @@ async def place_order(
     principal: OrderWriter,
     body: NewOrder,
     prefer: PreferHeader = None,
+    _key: KeyHeader = None,
 ) -> Response:
     """Place an order.
 
@@ -243,20 +263,27 @@ async def place_order(
     """
     wanted = order_request(body)
     await own_account(parts, principal, body.account_id)
-    outcome = await flow.place(parts.orders, actor_of(request, principal), body.account_id, wanted)
-    if isinstance(outcome, Refused):
-        raise refused(outcome)
-    order = outcome.order
-    headers = {"Location": f"/v1/orders/{order.id}"}
+    once = await keyed(request, parts, principal, body.account_id, _placed)
+    outcome = await flow.place(
+        parts.orders, actor_of(request, principal), body.account_id, wanted, once
+    )
     wait_s = preferred_wait_s(prefer, parts.settings.http.wait_s_max)
-    if wait_s is not None:
-        headers["Preference-Applied"] = f"wait={wait_s:g}"
-        if outcome.replayed or not flow.settled(order):
-            order = await flow.wait_for(parts.orders, order, flow.settled, wait_s)
-    headers["ETag"] = _tag(order)
-    if outcome.replayed:
+    if wait_s is None or not isinstance(outcome, Placed):
+        return respond(outcome, _placed)
+    order = outcome.order
+    if outcome.replayed or not flow.settled(order):
+        order = await flow.wait_for(parts.orders, order, flow.settled, wait_s)
+    response = _placed(Placed(order, outcome.replayed))
+    response.headers["Preference-Applied"] = f"wait={wait_s:g}"
+    return response
+
+
+def _placed(placed: Placed) -> Response:
+    order = placed.order
+    headers = {"Location": f"/v1/orders/{order.id}", "ETag": _tag(order)}
+    if placed.replayed:
         headers["Idempotent-Replayed"] = "true"
-    return json_answer(order_json(order), 200 if outcome.replayed else 201, headers)
+    return json_answer(order_json(order), 200 if placed.replayed else 201, headers)
 
 
 @routes.get(
@@ -356,20 +383,24 @@ async def cancel_order(
     principal: OrderWriter,
     order_id: Id,
     prefer: PreferHeader = None,
+    _key: KeyHeader = None,
 ) -> Response:
     """Ask for an order's cancellation. Repeating it is harmless."""
     order = await own_order(parts, principal, order_id)
+    once = await keyed(request, parts, principal, order.account_id, _canceled)
     outcome = await flow.cancel(
-        parts.orders, actor_of(request, principal), order.account_id, order.id
+        parts.orders, actor_of(request, principal), order.account_id, order.id, once
     )
-    if isinstance(outcome, Refused):
-        raise refused(outcome)
-    headers = {}
     wait_s = preferred_wait_s(prefer, parts.settings.http.wait_s_max)
-    if wait_s is not None:
-        headers["Preference-Applied"] = f"wait={wait_s:g}"
-        outcome = await flow.wait_for(parts.orders, outcome, _ended, wait_s)
-    return json_answer(order_json(outcome), 200 if outcome.final else 202, headers)
+    if wait_s is None or not isinstance(outcome, Order):
+        return respond(outcome, _canceled)
+    response = _canceled(await flow.wait_for(parts.orders, outcome, _ended, wait_s))
+    response.headers["Preference-Applied"] = f"wait={wait_s:g}"
+    return response
+
+
+def _canceled(order: Order) -> Response:
+    return json_answer(order_json(order), 200 if order.final else 202)
 
 
 def _ended(order: Order) -> bool:

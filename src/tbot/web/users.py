@@ -14,8 +14,10 @@ from tbot.auth.scopes import Role
 from tbot.auth.store import User
 from tbot.core import clock
 from tbot.core.errors import NotFound
+from tbot.web.answers import json_answer
 from tbot.web.dependencies import Admin, AnyUser, PageCursor, PageLimit, Parts, page_limit
 from tbot.web.fields import Answer, Id, Request, Timestamp, Username
+from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
 from tbot.web.routes import router
@@ -86,20 +88,26 @@ async def me(parts: Parts, principal: AnyUser) -> Me:
     "/users",
     operation_id="create_user",
     status_code=201,
+    response_model=UserOut,
     responses={
         201: {"headers": {"Location": {"schema": {"type": "string"}}}},
         **problems("user_exists", "overloaded", "outcome_unknown"),
     },
 )
 async def create_user(
-    parts: Parts, _principal: Admin, body: NewUser, response: Response
-) -> UserOut:
+    request: HttpRequest, parts: Parts, principal: Admin, body: NewUser, _key: KeyHeader = None
+) -> Response:
     """Add a user."""
-    user = await users.create_user(
-        parts.pool, parts.auth.passwords, body.username, body.password, body.role
+    once = await keyed(request, parts, principal, principal.user_id, _created)
+    outcome = await users.create_user(
+        parts.pool, parts.auth.passwords, body.username, body.password, body.role, once
     )
-    response.headers["Location"] = f"/v1/users/{user.id}"
-    return _out(user)
+    return respond(outcome, _created)
+
+
+def _created(user: User) -> Response:
+    headers = {"Location": f"/v1/users/{user.id}"}
+    return json_answer(_out(user).model_dump(mode="json"), 201, headers)
 
 
 @routes.get("/users", operation_id="list_users", responses=problems("invalid_cursor"))

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
+from tbot.boot import projections
 from tbot.core import log
 from tbot.core.bus import Bus
 from tbot.core.ids import new_id
@@ -22,12 +23,10 @@ from tbot.db.pool import connect_committer
 from tbot.gateway.gateway import Gateway, GatewayParts
 from tbot.journal.commands import SYSTEM
 from tbot.journal.committer import Committer
-from tbot.ledger.store import LedgerProjection
 from tbot.market.book import Reference
 from tbot.market.feed import MarketFeed
 from tbot.orders.commands import PlaceOrder, RequestCancel
 from tbot.orders.rules import OrderRequest
-from tbot.orders.store import OrdersProjection
 from tbot.venues.base import OrderType, Side, TimeInForce
 from tbot.venues.binance.client import BinanceVenue, Endpoints
 from tbot.venues.binance.wire import HmacSigner
@@ -50,7 +49,7 @@ async def main(dsn: str, url: str, key: str, secret: str, account: str, seed: st
     bus = Bus()
     committer = Committer(
         lambda: connect_committer(dsn, chosen),
-        [LedgerProjection(), OrdersProjection()],
+        projections(),
         chosen,
         bus,
     )

@@ -21,6 +21,7 @@ from tbot.auth import flow as auth_flow
 from tbot.auth import users
 from tbot.auth.flow import Auth
 from tbot.auth.scopes import Role
+from tbot.boot import projections
 from tbot.core.bus import Bus
 from tbot.core.ids import new_id
 from tbot.core.settings import MarketSettings, Settings
@@ -29,13 +30,11 @@ from tbot.journal.commands import GATEWAY
 from tbot.journal.committer import Committer
 from tbot.ledger.entries import Limits
 from tbot.ledger.flow import AccountDesk
-from tbot.ledger.store import LedgerProjection
 from tbot.market.feed import MarketFeed
 from tbot.orders import store
 from tbot.orders.flow import Instruments, OrderDesk
 from tbot.orders.model import Order
 from tbot.orders.reports import ApplyReport
-from tbot.orders.store import OrdersProjection
 from tbot.venues.base import (
     BestPrices,
     Capabilities,
@@ -228,9 +227,8 @@ async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
     bus = Bus()
     pool = await stack.enter_async_context(asyncpg.create_pool(url, min_size=1, max_size=8))
     auth = await stack.enter_async_context(auth_flow.opened(pool, settings.auth, bus))
-    projections = [LedgerProjection(), OrdersProjection()]
     committer = Committer(
-        lambda: connect_committer(url, settings.committer), projections, settings.committer, bus
+        lambda: connect_committer(url, settings.committer), projections(), settings.committer, bus
     )
     await committer.start()
     stack.push_async_callback(committer.stop)

@@ -18,6 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
+from tbot.boot import projections
 from tbot.core import clock, money
 from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
@@ -25,7 +26,6 @@ from tbot.journal import chain
 from tbot.journal.batch import Batch
 from tbot.journal.commands import GATEWAY, SYSTEM, AccountState, Context, Projection
 from tbot.ledger.entries import Ledger, Limits, OpenAccount
-from tbot.ledger.store import LedgerProjection
 from tbot.market.book import Reference
 from tbot.orders.book import Orders
 from tbot.orders.commands import PlaceOrder, RequestCancel
@@ -38,7 +38,6 @@ from tbot.orders.reports import (
     RejectOrder,
 )
 from tbot.orders.rules import OrderRequest
-from tbot.orders.store import OrdersProjection
 from tbot.venues.base import (
     Instrument,
     OrderReport,
@@ -50,7 +49,7 @@ from tbot.venues.base import (
 )
 
 ACCOUNT = UUID(int=1)
-PROJECTIONS: list[Projection] = [LedgerProjection(), OrdersProjection()]
+PROJECTIONS: list[Projection] = projections()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = Limits(
     max_order_notional=Decimal(100_000), max_open_orders=50, price_collar=Decimal("0.05")
