@@ -24,26 +24,35 @@ class AssetAmount:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Risk limits of an account; `allowed_instruments` None allows all."""
+    """Limits of an account.
+
+    `allowed_instruments` None allows all; `overdraft` says per asset how far below zero a cash
+    account may go.
+    """
 
     max_order_notional: Decimal
     max_open_orders: int
     price_collar: Decimal
     allowed_instruments: list[str] | None = None
+    overdraft: dict[str, Decimal] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account; `sequence` is that of its newest journal entry."""
+    """An account; `sequence` is that of its newest journal entry.
+
+    `kind` is `trading`, or `cash` for one without a venue.
+    """
 
     id: UUID
     name: str
-    venue: str
+    venue: str | None
     status: str
     limits: Limits
     sequence: int
     created_at: datetime
     updated_at: datetime
+    kind: str = "trading"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,12 @@ class Reason(StrEnum):
     ACCOUNT_CLOSED = "account_closed", "The account is closed: nothing more happens on it."
     ACCOUNT_FROZEN = "account_frozen", "The account is frozen by an administrator."
     ACCOUNT_EXISTS = "account_exists", "An account with this id already exists."
-    ASSET_UNKNOWN = "asset_unknown", "No instrument has this asset."
+    ACCOUNT_KIND = "account_kind", "An account of this kind cannot do this."
+    OVERDRAFT_NOT_ALLOWED = (
+        "overdraft_not_allowed",
+        "Only a cash account can have an overdraft, and only an administrator can give it.",
+    )
+    ASSET_UNKNOWN = "asset_unknown", "No such asset is known."
     VENUE_UNKNOWN = "venue_unknown", "No venue of this name can do this."
     CLIENT_ORDER_ID_REUSED = (
         "client_order_id_reused",
@@ -92,6 +97,25 @@ class Reason(StrEnum):
     )
     ORDER_NOT_FOUND = "order_not_found", "The account has no such order."
     ORDER_CLOSED = "order_closed", "The order has already reached a final state."
+    PAYMENT_NOT_FOUND = "payment_not_found", "The account has no such payment."
+    PAYMENT_STATE = "payment_state", "The payment's state does not allow this any more."
+    PAYMENT_TOO_LARGE = (
+        "payment_too_large",
+        "The amount is above what one payment of this asset may have.",
+    )
+    PAYMENT_DAY_LIMIT = (
+        "payment_day_limit",
+        "With it, the account's payments of this asset would exceed the limit of this UTC day.",
+    )
+    PAYMENTS_OPEN_MAX = "payments_open_max", "The account has as many open payments as it may."
+    APPROVER_IS_REQUESTER = (
+        "approver_is_requester",
+        "Who asked for a payment cannot approve it: a second person has to.",
+    )
+    PAYMENT_CONTRADICTED = (
+        "payment_contradicted",
+        "What the provider says cannot be true of this payment; somebody has to look at it.",
+    )
 
 
 PASSING: Final = frozenset(

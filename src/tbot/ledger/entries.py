@@ -16,7 +16,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -39,6 +39,12 @@ from tbot.journal.commands import (
 
 AVAILABLE = "available"
 HELD = "held"
+TRADING = "trading"
+"""Kind of an account that trades at a venue, where its money is."""
+CASH = "cash"
+"""Kind of an account for payments: without a venue."""
+OPENING = "outside:opening"
+"""The counter-account that stands for where a cash account's opening balance came from."""
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -64,12 +70,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         max_open_orders: Most orders that are not final.
         price_collar: How far through the market a price may be, as a fraction (0.05 = 5 %).
         allowed_instruments: The symbols it may trade; None allows all.
+        overdraft: asset → how far below zero (>= 0) transfers and withdrawals may take what is
+            available. Cash accounts only.
     """
 
     max_order_notional: Decimal
     max_open_orders: int
     price_collar: Decimal
     allowed_instruments: tuple[str, ...] | None = None
+    overdraft: dict[str, Decimal] = {}
 
     def to_json(self) -> dict[str, Any]:
         """In JSON types, as entries and tables keep it."""
@@ -80,6 +89,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             "allowed_instruments": (
                 None if self.allowed_instruments is None else list(self.allowed_instruments)
             ),
+            "overdraft": {asset: money.text(self.overdraft[asset]) for asset in self.overdraft},
         }
 
     @classmethod
@@ -91,20 +101,36 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             max_open_orders=data["max_open_orders"],
             price_collar=Decimal(data["price_collar"]),
             allowed_instruments=None if allowed is None else tuple(allowed),
+            overdraft={asset: Decimal(text) for asset, text in data.get("overdraft", {}).items()},
         )
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """Who owns an account, where it trades, and within which limits."""
+    """Who owns an account, where it trades, and within which limits.
+
+    Attributes:
+        venue: Where a trading account's money is; None for a cash account.
+        status: `open`, `frozen` (money may come in, nothing else) or `closed`.
+    """
 
     id: UUID
     owner_id: UUID
     name: str
-    venue: str
+    venue: str | None
     status: str
     limits: Limits
     opened_at: str
     updated_at: str
+
+    @property
+    def kind(self) -> str:
+        """`trading` or `cash`."""
+        return kind_of(self.venue)
+
+
+def kind_of(venue: str | None) -> str:
+    """The kind of an account with or without a venue."""
+    return CASH if venue is None else TRADING
 
 
 class Ledger:
@@ -122,9 +148,21 @@ class Ledger:
         """What may be spent or held now."""
         return self.balances.get(asset, NOTHING).available
 
+    def spendable(self, asset: str) -> Decimal:
+        """What a transfer or a withdrawal may take: what is available and the overdraft."""
+        balance = self.balances.get(asset, NOTHING).available
+        if self.account is not None and self.account.limits.overdraft:
+            return balance + self.account.limits.overdraft.get(asset, money.ZERO)
+        return balance
+
     def overdrawn(self) -> list[str]:
-        """Assets whose available balance is below zero."""
-        return sorted(a for a, balance in self.balances.items() if balance.available < 0)
+        """Assets whose available balance is below zero by more than the overdraft."""
+        below = [a for a, balance in self.balances.items() if balance.available < 0]
+        return sorted(a for a in below if self.spendable(a) < 0) if below else below
+
+
+OPEN, FROZEN, CLOSED = "open", "frozen", "closed"
+_CHANGES = frozenset({"account.limits_changed", "account.renamed", "account.status_changed"})
 
 
 def apply(state: AccountState, entry: Entry) -> None:
@@ -147,19 +185,20 @@ def apply(state: AccountState, entry: Entry) -> None:
             owner_id=UUID(data["owner"]),
             name=data["name"],
             venue=data["venue"],
-            status="open",
+            status=OPEN,
             limits=Limits.from_json(data["limits"]),
             opened_at=entry.at,
             updated_at=entry.at,
         )
         ledger.account_changed = True
-    elif entry.kind in ("account.limits_changed", "account.status_changed"):
+    elif entry.kind in _CHANGES:
         assert ledger.account is not None
         changes: dict[str, Any] = {"updated_at": entry.at}
         if "limits" in entry.data:
             changes["limits"] = Limits.from_json(entry.data["limits"])
-        if "status" in entry.data:
-            changes["status"] = entry.data["status"]
+        for name in ("name", "status"):
+            if name in entry.data:
+                changes[name] = entry.data[name]
         ledger.account = msgspec.structs.replace(ledger.account, **changes)
         ledger.account_changed = True
 
@@ -188,7 +227,8 @@ class OpenAccount:
     Attributes:
         account_id: Chosen by the caller, who may repeat the command under it: the second time it
             is refused with `account_exists`.
-        deposits: asset → amount (> 0).
+        venue: None opens a cash account.
+        deposits: asset → amount (> 0). What a cash account starts with comes from outside.
     """
 
     id: UUID
@@ -196,9 +236,9 @@ class OpenAccount:
     account_id: UUID
     owner_id: UUID
     name: str
-    venue: str
+    venue: str | None
     limits: Limits
-    deposits: Mapping[str, Decimal]
+    deposits: Mapping[str, Decimal] = field(default_factory=dict)
 
     priority = Priority.NEW
     opens = True
@@ -212,12 +252,16 @@ class OpenAccount:
         """Open it, unless its stream has begun already."""
         if states[self.account_id].seq:
             return Refused(Reason.ACCOUNT_EXISTS, f"account {self.account_id} exists")
+        if self.limits.overdraft and self.venue is not None:
+            return _no_overdraft()
         opened = {
             "owner": str(self.owner_id),
             "name": self.name,
+            "kind": kind_of(self.venue),
             "venue": self.venue,
             "limits": self.limits.to_json(),
         }
+        source = OPENING if self.venue is None else venue_holder(self.venue)
         drafts = [Draft(self.account_id, "account.opened", opened)]
         for asset, amount in sorted(self.deposits.items()):
             drafts.append(
@@ -225,7 +269,7 @@ class OpenAccount:
                     self.account_id,
                     "account.deposited",
                     {"asset": asset, "amount": money.text(amount)},
-                    move(asset, amount, venue_holder(self.venue), AVAILABLE),
+                    move(asset, amount, source, AVAILABLE),
                 )
             )
         return Drafts(tuple(drafts))
@@ -237,13 +281,14 @@ class OpenAccount:
 
 @dataclass(frozen=True, slots=True)
 class ChangeAccount:
-    """Change an account's limits or status; None leaves one as it is."""
+    """Change an account's limits, status or name; None leaves one as it is."""
 
     id: UUID
     actor: Actor
     account_id: UUID
     limits: Limits | None = None
     status: str | None = None
+    name: str | None = None
 
     priority = Priority.NEW
     opens = False
@@ -256,10 +301,14 @@ class ChangeAccount:
     def decide(self, states: States, context: Context) -> Drafts | Refused:
         """Write down what differs."""
         account = _account(states, self.account_id)
-        if account.status == "closed":
+        if account.status == CLOSED:
             return Refused(Reason.ACCOUNT_CLOSED, "the account is closed")
         drafts = []
+        if self.name is not None and self.name != account.name:
+            drafts.append(Draft(self.account_id, "account.renamed", {"name": self.name}))
         if self.limits is not None and self.limits != account.limits:
+            if self.limits.overdraft and account.venue is not None:
+                return _no_overdraft()
             drafts.append(
                 Draft(self.account_id, "account.limits_changed", {"limits": self.limits.to_json()})
             )
@@ -270,6 +319,10 @@ class ChangeAccount:
     def result(self, states: States) -> Account:
         """The account as it is now."""
         return _account(states, self.account_id)
+
+
+def _no_overdraft() -> Refused:
+    return Refused(Reason.OVERDRAFT_NOT_ALLOWED, "only a cash account can have an overdraft")
 
 
 def _account(states: States, account_id: UUID) -> Account:

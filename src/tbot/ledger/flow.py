@@ -16,7 +16,8 @@ from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.journal.commands import Actor
 from tbot.journal.committer import Committer
-from tbot.ledger.entries import Account, ChangeAccount, Limits, OpenAccount
+from tbot.ledger.assets import Assets
+from tbot.ledger.entries import Account, ChangeAccount, Limits, OpenAccount, kind_of
 from tbot.venues.base import Venue
 
 
@@ -26,7 +27,12 @@ class AccountFacts:
 
     account_id: UUID
     owner_id: UUID
-    venue: str
+    venue: str | None
+
+    @property
+    def kind(self) -> str:
+        """`trading` or `cash`."""
+        return kind_of(self.venue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class AccountDesk:
 
     Attributes:
         venues: By name; only their `deposit` is used here.
+        assets: What amounts are checked against.
     """
 
     pool: asyncpg.Pool[asyncpg.Record]
@@ -43,6 +50,10 @@ class AccountDesk:
     default_limits: Limits
     _facts: dict[UUID, AccountFacts] = field(default_factory=dict)
     facts_kept_max: int = 100_000
+    assets: Assets = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "assets", Assets(self.pool))
 
     async def facts(self, account_id: UUID) -> AccountFacts:
         """Owner and venue of an account, from memory once they were read.
@@ -70,18 +81,19 @@ async def open_account(
     actor: Actor,
     owner_id: UUID,
     name: str,
-    venue: str,
+    venue: str | None,
     deposits: Mapping[str, Decimal],
     limits: Limits | None = None,
     account_id: UUID | None = None,
 ) -> Account | Refused:
-    """Open a paper account with a starting balance.
+    """Open a paper account with a starting balance, or (without a venue) an empty cash account.
 
     The paper venue is given the funds first, under an id made from the account's; then the ledger
     says so. A crash in between leaves the venue richer than the ledger, never the other way
     round, and repeating the call under the same `account_id` repairs it.
 
     Args:
+        venue: None opens a cash account, whose money comes by deposits and transfers only.
         deposits: asset → amount (> 0) within the asset's scale.
         limits: None takes the default.
         account_id: Chosen by the caller to be able to repeat the call; None makes a new one.
@@ -90,24 +102,19 @@ async def open_account(
         VenueError: The venue could not be given the funds; nothing was opened.
         Unavailable, OutcomeUnknown: See `Committer.commit`.
     """
-    exchange = desk.venues.get(venue)
-    if exchange is None or not exchange.capabilities.deposits:
-        return Refused(Reason.VENUE_UNKNOWN, f"no paper venue is called {venue}")
-    scales = {
-        row["code"]: row["scale"] for row in await desk.pool.fetch("SELECT code, scale FROM assets")
-    }
-    for asset, amount in deposits.items():
-        if asset not in scales:
-            return Refused(Reason.ASSET_UNKNOWN, f"no instrument has the asset {asset}")
-        if money.scale_of(amount) > scales[asset]:
-            return Refused(
-                Reason.AMOUNT_TOO_PRECISE,
-                f"{asset} has {scales[asset]} decimals",
-                {"asset": asset, "scale": scales[asset]},
-            )
     account_id = account_id or new_id()
-    for asset, amount in sorted(deposits.items()):
-        await exchange.deposit(f"{account_id}:{asset}:{money.text(amount)}", asset, amount)
+    if venue is None:
+        if deposits:
+            return Refused(Reason.ACCOUNT_KIND, "a cash account starts with nothing")
+    else:
+        exchange = desk.venues.get(venue)
+        if exchange is None or not exchange.capabilities.deposits:
+            return Refused(Reason.VENUE_UNKNOWN, f"no paper venue is called {venue}")
+        wrong = await desk.assets.check(deposits.items())
+        if wrong is not None:
+            return wrong
+        for asset, amount in sorted(deposits.items()):
+            await exchange.deposit(f"{account_id}:{asset}:{money.text(amount)}", asset, amount)
     outcome = await desk.committer.commit(
         OpenAccount(
             id=new_id(),
@@ -129,14 +136,15 @@ async def change_account(
     account_id: UUID,
     limits: Limits | None = None,
     status: str | None = None,
+    name: str | None = None,
 ) -> Account | Refused:
-    """Change an account's limits or status.
+    """Change an account's limits, status or name; None leaves one as it is.
 
     Raises:
         NotFound: No such account.
         Unavailable, OutcomeUnknown: See `Committer.commit`.
     """
-    command: Any = ChangeAccount(new_id(), actor, account_id, limits, status)
+    command: Any = ChangeAccount(new_id(), actor, account_id, limits, status, name)
     outcome = await desk.committer.commit(command)
     if isinstance(outcome, Refused):
         return outcome

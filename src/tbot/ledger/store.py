@@ -23,13 +23,13 @@ from tbot.ledger.entries import Account, Balance, Ledger, Limits
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 
-_ACCOUNT_COLUMNS = "id, owner_id, name, venue, status, limits, opened_at, updated_at"
+_ACCOUNT_COLUMNS = "id, owner_id, name, kind, venue, status, limits, opened_at, updated_at"
 _WRITE_ACCOUNTS = """INSERT INTO accounts
- (id, owner_id, name, venue, status, limits, opened_at, updated_at)
+ (id, owner_id, name, kind, venue, status, limits, opened_at, updated_at)
 SELECT * FROM unnest({0}::uuid[], {1}::uuid[], {2}::text[], {3}::text[], {4}::text[],
-                     {5}::jsonb[], {6}::timestamptz[], {7}::timestamptz[])
-ON CONFLICT (id) DO UPDATE SET status = excluded.status, limits = excluded.limits,
-                               updated_at = excluded.updated_at"""
+                     {5}::text[], {6}::jsonb[], {7}::timestamptz[], {8}::timestamptz[])
+ON CONFLICT (id) DO UPDATE SET name = excluded.name, status = excluded.status,
+                               limits = excluded.limits, updated_at = excluded.updated_at"""
 _WRITE_BALANCES = """INSERT INTO balances (account_id, asset, available, held)
 SELECT * FROM unnest({0}::uuid[], {1}::text[], {2}::numeric[], {3}::numeric[])
 ON CONFLICT (account_id, asset) DO UPDATE
@@ -78,6 +78,7 @@ class LedgerProjection:
                         account.id,
                         account.owner_id,
                         account.name,
+                        account.kind,
                         account.venue,
                         account.status,
                         msgspec.json.encode(account.limits.to_json()).decode(),

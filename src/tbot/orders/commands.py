@@ -76,6 +76,8 @@ class PlaceOrder:
             closed = account.status == "closed"
             reason = Reason.ACCOUNT_CLOSED if closed else Reason.ACCOUNT_FROZEN
             return Refused(reason, f"the account is {account.status}")
+        if account.venue is None:
+            return Refused(Reason.ACCOUNT_KIND, "a cash account does not trade")
         if self.instrument is None:
             return Refused(
                 Reason.INSTRUMENT_UNKNOWN, f"{account.venue} has no instrument {request.symbol}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Query
@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from tbot.auth.scopes import Scope
 from tbot.core import clock, money
 from tbot.core.money import MoneyText
 from tbot.core.refusals import Reason, Refused
@@ -73,6 +74,15 @@ class NewLimits(Request):
     allowed_instruments: Annotated[
         list[Symbol] | None, Field(max_length=1000, description="Null allows all.")
     ] = None
+    overdraft: Annotated[
+        dict[Asset, PositiveAmount] | None,
+        Field(
+            max_length=_ASSETS_MAX,
+            description="How far below zero transfers and withdrawals may take a cash account; "
+            "only an administrator can give one.",
+            examples=[{"EUR": "500"}],
+        ),
+    ] = None
 
 
 def _shape_of(value: Any) -> str:
@@ -90,11 +100,19 @@ StartingBalance = Annotated[
 ]
 
 
+Kind = Literal["trading", "cash"]
+
+
 class NewAccount(Request):
     """An account to be opened."""
 
+    kind: Annotated[
+        Kind, Field(description="`trading` at a venue, or `cash` for payments, without one.")
+    ] = "trading"
     name: Name
-    venue: VenueName = "paper"
+    venue: Annotated[
+        VenueName | None, Field(description="Trading accounts only; `paper` when absent.")
+    ] = None
     starting_balance: Annotated[
         StartingBalance,
         Field(description="Paper money, as a list or as a map from asset to amount."),
@@ -109,14 +127,21 @@ class LimitsOut(Answer):
     max_open_orders: int
     price_collar: MoneyText
     allowed_instruments: list[str] | None
+    overdraft: Annotated[
+        dict[str, MoneyText],
+        Field(description="Asset → how far below zero a cash account may go."),
+    ]
 
 
 class AccountOut(Answer):
     """An account."""
 
     id: Id
+    kind: Kind
     name: str
-    venue: Annotated[str, Field(examples=["paper"])]
+    venue: Annotated[
+        str | None, Field(examples=["paper"], description="Null for a cash account.")
+    ]
     status: Annotated[str, Field(examples=["open"], description="`open`, `frozen` or `closed`.")]
     limits: LimitsOut
     sequence: Annotated[int, Field(description="Of its newest journal entry.")]
@@ -196,6 +221,7 @@ def account_json(account: Account, sequence: int) -> dict[str, Any]:
     """An account as `AccountOut` describes it, in JSON types."""
     return {
         "id": account.id,
+        "kind": account.kind,
         "name": account.name,
         "venue": account.venue,
         "status": account.status,
@@ -218,6 +244,7 @@ def _limits(asked: NewLimits | None, default: Limits) -> Limits:
         allowed_instruments=(
             tuple(dict.fromkeys(allowed)) if allowed is not None else default.allowed_instruments
         ),
+        overdraft=given.get("overdraft") or {},
     )
 
 
@@ -239,6 +266,16 @@ def _deposits(body: NewAccount) -> Mapping[str, Decimal]:
     return amounts
 
 
+def _check_new(body: NewAccount) -> None:
+    """Rules that no schema expresses."""
+    if body.kind == "trading":
+        return
+    if body.venue is not None:
+        raise invalid("a cash account has no venue", pointer="/venue")
+    if body.starting_balance:
+        raise invalid("a cash account starts with nothing", pointer="/starting_balance")
+
+
 @routes.post(
     "/accounts",
     operation_id="create_account",
@@ -249,6 +286,8 @@ def _deposits(body: NewAccount) -> Mapping[str, Decimal]:
         **problems(
             "overloaded",
             "outcome_unknown",
+            "insufficient_scope",
+            Reason.OVERDRAFT_NOT_ALLOWED,
             Reason.VENUE_UNKNOWN,
             Reason.ASSET_UNKNOWN,
             Reason.AMOUNT_TOO_PRECISE,
@@ -258,14 +297,17 @@ def _deposits(body: NewAccount) -> Mapping[str, Decimal]:
 async def create_account(
     request: HttpRequest, parts: Parts, principal: AccountWriter, body: NewAccount
 ) -> Response:
-    """Open a paper account with a starting balance."""
+    """Open a paper account with a starting balance, or a cash account."""
+    _check_new(body)
+    if body.limits is not None and body.limits.overdraft:
+        principal.require(Scope.ADMIN)
     desk = parts.orders.accounts
     outcome = await flow.open_account(
         desk,
         actor_of(request, principal),
         principal.user_id,
         body.name,
-        body.venue,
+        None if body.kind == "cash" else body.venue or "paper",
         _deposits(body),
         _limits(body.limits, desk.default_limits),
     )
@@ -352,7 +394,9 @@ async def get_positions(parts: Parts, principal: AccountReader, account_id: Id) 
     return json_answer({"account_id": account_id, "sequence": sequence, "positions": listed})
 
 
-def _prices(deps: Deps, venue: str) -> Prices:
+def _prices(deps: Deps, venue: str | None) -> Prices:
+    if venue is None:
+        return lambda _symbol: None
     return lambda symbol: deps.orders.fresh_reference(venue, symbol)
 
 

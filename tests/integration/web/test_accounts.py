@@ -34,7 +34,9 @@ async def test_open_and_read(site: Any) -> None:
             "max_open_orders": 3,
             "price_collar": "0.05",
             "allowed_instruments": ["BTC-USDT"],
+            "overdraft": {},
         }
+        assert account["kind"] == "trading"
         assert account["sequence"] == 3
         assert (await client.get(answer.headers["location"])).json() == account
         balances = (await client.get(answer.headers["location"] + "/balances")).json()
@@ -127,3 +129,42 @@ async def test_a_venue_that_is_away_opens_nothing(site: Any, problem: Any) -> No
         problem(answer, 503, "unavailable")
         assert answer.headers["retry-after"] == "1"
         assert (await client.get("/v1/accounts")).json() == {"items": [], "next": None}
+
+
+async def test_a_cash_account_has_no_venue(site: Any, problem: Any) -> None:
+    async with site.client("ann") as client:
+        answer = await client.post("/v1/accounts", json={"kind": "cash", "name": "pay"})
+        assert answer.status_code == 201, answer.text
+        account = answer.json()
+        AccountOut.model_validate(account)
+        assert (account["kind"], account["venue"], account["sequence"]) == ("cash", None, 1)
+        url = answer.headers["location"]
+        assert (await client.get(f"{url}/equity")).json()["equity"] == "0"
+        assert (await client.get(f"{url}/positions")).json()["positions"] == []
+        order = {"account_id": account["id"], "symbol": "BTC-USDT", "side": "buy"}
+        order |= {"type": "limit", "quantity": "1", "limit_price": "98"}
+        problem(await client.post("/v1/orders", json=order), 422, "account_kind")
+    assert site.venue.deposits == {}
+
+
+async def test_a_cash_account_takes_neither_venue_nor_starting_balance(
+    site: Any, problem: Any
+) -> None:
+    cash = {"kind": "cash", "name": "pay"}
+    async with site.client("ann") as client:
+        for member, value in (("venue", "paper"), ("starting_balance", {"USDT": "1"})):
+            answer = await client.post("/v1/accounts", json=cash | {member: value})
+            document = problem(answer, 422, "validation_failed")
+            assert document["errors"][0]["pointer"] == f"/{member}"
+
+
+async def test_only_an_administrator_gives_an_overdraft_and_only_to_cash_accounts(
+    site: Any, problem: Any
+) -> None:
+    cash = {"kind": "cash", "name": "pay", "limits": {"overdraft": {"USDT": "50.0"}}}
+    async with site.client("ann") as client, site.client("root") as root:
+        problem(await client.post("/v1/accounts", json=cash), 403, "insufficient_scope")
+        opened = await root.post("/v1/accounts", json=cash)
+        assert opened.json()["limits"]["overdraft"] == {"USDT": "50"}
+        trading = cash | {"kind": "trading"}
+        problem(await root.post("/v1/accounts", json=trading), 422, "overdraft_not_allowed")
