@@ -38,7 +38,7 @@ from tbot.core.tasks import Tasks
 from tbot.db.cluster import make_private, read_json, write_durably
 from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.migrate import migrate
-from tbot.journal.commands import SYSTEM
+from tbot.journal.commands import system
 from tbot.ledger.flow import open_account
 from tbot.serving import address_of, bind, serve_http
 
@@ -228,7 +228,7 @@ async def _first_account(parts: Parts) -> UUID | None:
     try:
         outcome = await open_account(
             parts.orders.accounts,
-            SYSTEM,
+            system("first account"),
             owner,
             "first",
             PAPER,

@@ -34,8 +34,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         at: RFC 3339, UTC, microseconds; never earlier than the entry before.
         kind: What happened, as `order.accepted`.
         command: Id of the command that caused it; entries of one command share it.
-        by: Who did it: `kind` (`user`, `gateway`, `system`), and where known `user`, `session`,
-            `address`, `request`.
+        by: Who did it: `kind` (`user`, `gateway`, `operator`, `system`), and where known `user`,
+            `session`, `address`, `request`, `name`.
         postings: `[holder, asset, amount]`. The holders `available` and `held` are this
             account's; any other names a counter-account. Per asset they sum to zero over a command.
         data: The effects, in JSON types; amounts as strings.

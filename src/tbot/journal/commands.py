@@ -37,10 +37,11 @@ class Actor:
     """Who asks for a change; written into every entry.
 
     Attributes:
-        kind: `user`, `gateway` or `system`.
+        kind: `user`, `gateway`, `operator` (somebody at the command line) or `system`.
         session: Id of the login session or API key.
         address: Peer address as the edge determined it.
         request: The HTTP request's id.
+        name: Of a system task, or of an operator's login: whoever is no user.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Actor:
     session: str | None = None
     address: str | None = None
     request: str | None = None
+    name: str | None = None
 
     def to_json(self) -> dict[str, str]:
         """As an entry's `by`, without what is unknown."""
@@ -60,7 +62,14 @@ class Actor:
             by["address"] = self.address
         if self.request is not None:
             by["request"] = self.request
+        if self.name is not None:
+            by["name"] = self.name
         return by
+
+
+def system(task: str) -> Actor:
+    """A task of T-Bot's own, by name: every entry tells which one caused it."""
+    return Actor("system", name=task)
 
 
 SYSTEM = Actor("system")
