@@ -105,6 +105,9 @@ def _default(info: FieldInfo) -> str:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, dict):
+        inside = ", ".join(f'"{name}": "{amount}"' for name, amount in value.items())
+        return f"`{{{inside}}}`"
     if isinstance(value, list):
         return "`[" + ", ".join(f'"{item}"' for item in value) + "]`"
     return f"`{format(value, 'f') if isinstance(value, Decimal) else value}`"

@@ -24,6 +24,9 @@ class Scope(StrEnum):
     ACCOUNT_WRITE = "account:write", "Create accounts."
     ORDERS_READ = "orders:read", "Read your orders."
     ORDERS_WRITE = "orders:write", "Place and cancel orders."
+    PAYMENTS_WRITE = "payments:write", "Ask for deposits and withdrawals, and cancel them."
+    PAYMENTS_APPROVE = "payments:approve", "See and approve or reject everybody's withdrawals."
+    WEBHOOKS_WRITE = "webhooks:write", "Subscribe addresses of yours to your accounts' journals."
     ADMIN = "admin", "Manage users."
 
 
@@ -36,7 +39,7 @@ class Role(StrEnum):
 
 SCOPES_OF: Final[Mapping[Role, frozenset[Scope]]] = {
     Role.ADMIN: frozenset(Scope),
-    Role.TRADER: frozenset(Scope) - {Scope.ADMIN},
+    Role.TRADER: frozenset(Scope) - {Scope.ADMIN, Scope.PAYMENTS_APPROVE},
 }
 
 

@@ -15,10 +15,16 @@
     ├── Unavailable              certainly not executed; try again later (`retry_after_s`)
     │   ├── Overloaded           a bounded queue is full or its head too old
     │   ├── JournalUnavailable   no database at the moment
+    │   ├── CircuitOpen          what this needs has failed too often lately
     │   └── MarketDataUnavailable
     ├── OutcomeUnknown           may or may not have been executed; repeat under the same key
+    ├── InvalidSignature         a callback that its sender did not sign, or too long ago
     ├── IntegrityError           a chain, a sum or a replay that does not hold: stop and look
     ├── ExchangeRefusal          the paper exchange's answer to a bad request, in Binance's words
+    ├── ProviderError            between T-Bot and a payment provider
+    │   ├── ProviderRefused      a definite no to this attempt
+    │   ├── ProviderNotSent      certainly never reached it: may be sent again
+    │   └── ProviderAmbiguous    it may or may not have acted: only it can tell
     └── VenueError               see below
         ├── VenueRefused         a definite no to this attempt (`code`, `reason`)
         ├── VenueNotSent         certainly never left this process
@@ -106,12 +112,20 @@ class JournalUnavailable(Unavailable):
     """The database cannot be reached at the moment."""
 
 
+class CircuitOpen(Unavailable):
+    """A circuit breaker is open: what lies behind it has failed too often lately."""
+
+
 class MarketDataUnavailable(Unavailable):
     """No fresh market data for a call that cannot do without."""
 
 
 class OutcomeUnknown(TBotError):
     """May or may not have been executed: repeat it under the same key to learn which."""
+
+
+class InvalidSignature(TBotError):
+    """A callback is not signed by whom it claims to come from, or was signed too long ago."""
 
 
 class IntegrityError(TBotError):
@@ -129,6 +143,22 @@ class ExchangeRefusal(TBotError):
         self.message = message
         self.status = status
         self.retry_after_s = retry_after_s
+
+
+class ProviderError(TBotError):
+    """Something went wrong between T-Bot and a payment provider."""
+
+
+class ProviderRefused(ProviderError):
+    """A definite no to this attempt; an earlier attempt under the same id may still live."""
+
+
+class ProviderNotSent(ProviderError):
+    """The request certainly never reached the provider: it may be sent again."""
+
+
+class ProviderAmbiguous(ProviderError):
+    """The provider may or may not have acted: it is asked, and funds stay held until it tells."""
 
 
 class VenueError(TBotError):

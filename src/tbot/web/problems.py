@@ -62,6 +62,11 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     "invalid_credentials": Kind(
         401, "Wrong user or password", "Both unknown users and wrong passwords answer this."
     ),
+    "invalid_signature": Kind(
+        401,
+        "Invalid signature",
+        "The callback is not signed with the secret agreed on, or was signed too long ago.",
+    ),
     "insufficient_scope": Kind(
         403, "Insufficient scope", "Ask for a token with the scope that the document names."
     ),
@@ -108,6 +113,10 @@ _REASON_STATUS: Final[Mapping[Reason, int]] = {
     Reason.ORDER_NOT_FOUND: 404,
     Reason.ORDER_CLOSED: 409,
     Reason.ACCOUNT_EXISTS: 409,
+    Reason.PAYMENT_NOT_FOUND: 404,
+    Reason.PAYMENT_STATE: 409,
+    Reason.PAYMENT_CONTRADICTED: 409,
+    Reason.APPROVER_IS_REQUESTER: 403,
     Reason.GATEWAY_AWAY: 503,
     Reason.SEND_TOO_LATE: 503,
 }
@@ -227,6 +236,9 @@ def problem_of(error: Exception) -> Problem | None:
             return invalid(str(error), pointer=f"/{error.field}")
         case errors.UserExists():
             return Problem("user_exists", str(error))
+        case errors.InvalidSignature():
+            challenge = {"WWW-Authenticate": f'Signature realm="{REALM}"'}
+            return Problem("invalid_signature", str(error), headers=challenge)
         case errors.OutcomeUnknown():
             return Problem(
                 "outcome_unknown", "it may or may not have been done: repeat it to learn"
