@@ -101,7 +101,7 @@ class TBotClient:
         return await self._api.request(dict[str, Any], "GET", "/v1/me")
 
     def accounts(self) -> AsyncIterator[Account]:
-        """Your accounts, oldest first."""
+        """Your accounts, in the order of their ids."""
         return self._api.pages(Account, "/v1/accounts", {})
 
     async def account(self, account_id: UUID | str) -> Account:

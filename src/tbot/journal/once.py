@@ -179,6 +179,13 @@ async def find(connection: Connection, keys: Sequence[UUID]) -> dict[UUID, Recor
     }
 
 
+async def replayed(connection: Connection, once: Once) -> Kept | Refused | None:
+    """The answer that is due to a repetition, as far as one can tell without a lock."""
+    answers = KeptAnswers()
+    await answers.fetch(connection, [once])
+    return answers.replay(once)
+
+
 async def beside(connection: Connection, once: Once) -> Kept | Refused | None:
     """For writes that are no commands: claim a key within the open transaction.
 
@@ -187,9 +194,7 @@ async def beside(connection: Connection, once: Once) -> Kept | Refused | None:
     """
     lock = int.from_bytes(once.key.bytes[:8], "big", signed=True)
     await connection.execute("SELECT pg_advisory_xact_lock($1)", lock)
-    answers = KeptAnswers()
-    await answers.fetch(connection, [once])
-    return answers.replay(once)
+    return await replayed(connection, once)
 
 
 async def keep(connection: Connection, once: Once, outcome: Any) -> None:

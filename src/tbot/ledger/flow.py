@@ -14,8 +14,9 @@ from tbot.core import money
 from tbot.core.errors import NotFound
 from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
-from tbot.journal.commands import Actor
+from tbot.journal.commands import Accepted, Actor
 from tbot.journal.committer import Committer
+from tbot.journal.once import Kept, Once, replayed
 from tbot.ledger.assets import Assets
 from tbot.ledger.entries import Account, ChangeAccount, Limits, OpenAccount, kind_of
 from tbot.venues.base import Venue
@@ -85,7 +86,8 @@ async def open_account(
     deposits: Mapping[str, Decimal],
     limits: Limits | None = None,
     account_id: UUID | None = None,
-) -> Account | Refused:
+    once: Once | None = None,
+) -> Account | Refused | Kept:
     """Open a paper account with a starting balance, or (without a venue) an empty cash account.
 
     The paper venue is given the funds first, under an id made from the account's; then the ledger
@@ -96,12 +98,20 @@ async def open_account(
         venue: None opens a cash account, whose money comes by deposits and transfers only.
         deposits: asset → amount (> 0) within the asset's scale.
         limits: None takes the default.
-        account_id: Chosen by the caller to be able to repeat the call; None makes a new one.
+        account_id: Chosen by the caller to be able to repeat the call; None makes a new one, or
+            under a key (`once`) the one that belongs to the key.
 
     Raises:
         VenueError: The venue could not be given the funds; nothing was opened.
         Unavailable, OutcomeUnknown: See `Committer.commit`.
     """
+    if once is not None:
+        # Looked for before the venue is given anything; the commit looks again, under the lock.
+        async with desk.pool.acquire() as connection:
+            replay = await replayed(connection, once)
+        if replay is not None:
+            return replay
+        account_id = once.key
     account_id = account_id or new_id()
     if venue is None:
         if deposits:
@@ -125,9 +135,10 @@ async def open_account(
             venue=venue,
             limits=limits or desk.default_limits,
             deposits=deposits,
-        )
+        ),
+        once,
     )
-    return outcome if isinstance(outcome, Refused) else outcome.result
+    return outcome.result if isinstance(outcome, Accepted) else outcome
 
 
 async def change_account(
@@ -137,7 +148,8 @@ async def change_account(
     limits: Limits | None = None,
     status: str | None = None,
     name: str | None = None,
-) -> Account | Refused:
+    once: Once | None = None,
+) -> Account | Refused | Kept:
     """Change an account's limits, status or name; None leaves one as it is.
 
     Raises:
@@ -145,8 +157,8 @@ async def change_account(
         Unavailable, OutcomeUnknown: See `Committer.commit`.
     """
     command: Any = ChangeAccount(new_id(), actor, account_id, limits, status, name)
-    outcome = await desk.committer.commit(command)
-    if isinstance(outcome, Refused):
+    outcome = await desk.committer.commit(command, once)
+    if not isinstance(outcome, Accepted):
         return outcome
     account: Account = outcome.result
     return account

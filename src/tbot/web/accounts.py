@@ -42,6 +42,7 @@ from tbot.web.fields import (
     Timestamp,
 )
 from tbot.web.market import VenueName
+from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
@@ -139,9 +140,7 @@ class AccountOut(Answer):
     id: Id
     kind: Kind
     name: str
-    venue: Annotated[
-        str | None, Field(examples=["paper"], description="Null for a cash account.")
-    ]
+    venue: Annotated[str | None, Field(examples=["paper"], description="Null for a cash account.")]
     status: Annotated[str, Field(examples=["open"], description="`open`, `frozen` or `closed`.")]
     limits: LimitsOut
     sequence: Annotated[int, Field(description="Of its newest journal entry.")]
@@ -150,7 +149,7 @@ class AccountOut(Answer):
 
 
 class AccountPage(Answer):
-    """A page of accounts, oldest first."""
+    """A page of accounts, in the order of their ids."""
 
     items: list[AccountOut]
     next: str | None
@@ -295,28 +294,35 @@ def _check_new(body: NewAccount) -> None:
     },
 )
 async def create_account(
-    request: HttpRequest, parts: Parts, principal: AccountWriter, body: NewAccount
+    request: HttpRequest,
+    parts: Parts,
+    principal: AccountWriter,
+    body: NewAccount,
+    _key: KeyHeader = None,
 ) -> Response:
     """Open a paper account with a starting balance, or a cash account."""
     _check_new(body)
     if body.limits is not None and body.limits.overdraft:
         principal.require(Scope.ADMIN)
     desk = parts.orders.accounts
+    deposits = _deposits(body)
+
+    def opened(account: Account) -> Response:
+        headers = {"Location": f"/v1/accounts/{account.id}"}
+        return json_answer(account_json(account, 1 + len(deposits)), 201, headers)
+
+    once = await keyed(request, parts, principal, principal.user_id, opened)
     outcome = await flow.open_account(
         desk,
         actor_of(request, principal),
         principal.user_id,
         body.name,
         None if body.kind == "cash" else body.venue or "paper",
-        _deposits(body),
+        deposits,
         _limits(body.limits, desk.default_limits),
+        once=once,
     )
-    if isinstance(outcome, Refused):
-        raise refused(outcome)
-    async with parts.pool.acquire() as connection:
-        account, sequence = await store.get_account(connection, outcome.id)
-    headers = {"Location": f"/v1/accounts/{account.id}"}
-    return json_answer(account_json(account, sequence), 201, headers)
+    return respond(outcome, opened)
 
 
 @routes.get(
@@ -332,7 +338,7 @@ async def list_accounts(
     limit: PageLimit = None,
     cursor: PageCursor = None,
 ) -> Response:
-    """List your accounts, oldest first."""
+    """List your accounts, in the order of their ids."""
     size = page_limit(limit, parts)
     secret, reader = parts.auth.keys.cursor_secret, principal.user_id
     after = None
