@@ -15,7 +15,7 @@ from starlette.responses import Response
 from tbot.auth.scopes import Scope
 from tbot.core import clock, money
 from tbot.core.money import MoneyText
-from tbot.core.refusals import Reason, Refused
+from tbot.core.refusals import Reason
 from tbot.ledger import flow, store
 from tbot.ledger.entries import Account, Limits
 from tbot.orders import store as orders_store
@@ -46,7 +46,7 @@ from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
-from tbot.web.problems import invalid, refused
+from tbot.web.problems import invalid
 from tbot.web.routes import router
 from tbot.web.valuation import Prices, positions_json, value
 
