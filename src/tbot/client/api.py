@@ -109,19 +109,25 @@ class TBotClient:
         return await self._api.request(Account, "GET", f"/v1/accounts/{account_id}")
 
     async def create_account(
-        self, name: str, starting_balance: Mapping[str, Amount], venue: str = "paper"
+        self,
+        name: str,
+        starting_balance: Mapping[str, Amount],
+        venue: str = "paper",
+        *,
+        key: str | None = None,
     ) -> Account:
         """Open a paper account.
 
         Args:
             starting_balance: Asset → amount, such as `{"USDT": "10000"}`.
+            key: An `Idempotency-Key` of your own, to be able to call again after a crash.
 
         Raises:
-            OutcomeUnknown: The answer was lost: look at `accounts` before trying again.
+            OutcomeUnknown: Call again with its `key` to learn what became of it.
         """
         amounts = {asset: _text(amount) for asset, amount in starting_balance.items()}
         body = {"name": name, "venue": venue, "starting_balance": amounts}
-        return await self._api.request(Account, "POST", "/v1/accounts", json=body, repeatable=False)
+        return await self._api.request(Account, "POST", "/v1/accounts", json=body, key=key)
 
     async def balances(self, account_id: UUID | str) -> Balances:
         """What an account has."""

@@ -60,13 +60,13 @@ class OutcomeUnknown(TBotError):
     """The request may or may not have been carried out.
 
     Attributes:
-        client_order_id: For an order: place it again under this id to learn which; it is never
-            placed twice.
+        key: Call again with this `key` (an order: this `client_order_id`) to learn which; it is
+            never done twice.
     """
 
-    def __init__(self, detail: str, client_order_id: str | None = None) -> None:
+    def __init__(self, detail: str, key: str | None = None) -> None:
         super().__init__(detail)
-        self.client_order_id = client_order_id
+        self.key = key
 
 
 class StreamClosed(TBotError):

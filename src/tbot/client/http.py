@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
@@ -30,8 +31,8 @@ class Api:
     """Sends requests with a good token, and tries again where that is safe.
 
     Safe is: whatever certainly was not done (no connection, 503, 429), and whatever may be
-    repeated (reading, canceling, an order under its client_order_id). For the rest a lost answer
-    is `OutcomeUnknown`.
+    repeated: reading, canceling, and every write, because it carries a key under which the server
+    does it once (an order its client_order_id, the others an `Idempotency-Key`).
 
     Args:
         http: With the server's address.
@@ -53,21 +54,21 @@ class Api:
         json: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
         wait_s: float | None = None,
-        repeatable: bool = True,
+        key: str | None = None,
     ) -> T:
         """Send a request and read its answer.
 
         Args:
             params: None values are left out.
             wait_s: Sent as `Prefer: wait`; the answer may take that much longer.
-            repeatable: Whether doing it twice is the same as doing it once.
+            key: The `Idempotency-Key` of a POST or PATCH; made here when none is given.
 
         Raises:
             AuthError, NotFound, Refused: A definite no.
             Unavailable: Certainly not done, although tried for `retry_s`.
-            OutcomeUnknown: May have been done.
+            OutcomeUnknown: May have been done: call again with the same `key` to learn.
         """
-        response = await self._send(method, path, json, params, wait_s, repeatable)
+        response = await self._send(method, path, json, params, wait_s, key)
         try:
             return msgspec.json.decode(response.content, type=result)
         except msgspec.MsgspecError as error:
@@ -98,16 +99,20 @@ class Api:
         json: Mapping[str, Any] | None,
         params: Mapping[str, Any] | None,
         wait_s: float | None,
-        repeatable: bool,
+        key: str | None,
     ) -> httpx.Response:
         backoff = FullJitter(0.1, 5.0)
         deadline_s = time.monotonic() + self._retry_s
         query = {name: value for name, value in (params or {}).items() if value is not None}
+        if method in ("POST", "PATCH") and key is None and "client_order_id" not in (json or {}):
+            key = secrets.token_hex(16)
         maybe_done = False
         refused_token: str | None = None
         while True:
             token = await self._tokens.get(stale=refused_token)
             headers = {"Authorization": f"Bearer {token}"}
+            if key is not None:
+                headers["Idempotency-Key"] = key
             timeout_s = self._http.timeout.read or 10.0
             if wait_s is not None:
                 headers["Prefer"] = f"wait={wait_s:g}"
@@ -136,11 +141,9 @@ class Api:
                     maybe_done = True
                 else:
                     raise error_of(response)
-            if maybe_done and not repeatable:
-                raise OutcomeUnknown(why)
             delay_s = backoff.next_s(at_least_s)
             if time.monotonic() + delay_s > deadline_s:
-                raise OutcomeUnknown(why) if maybe_done and method != "GET" else Unavailable(why)
+                raise OutcomeUnknown(why, key) if maybe_done and method != "GET" else Unavailable(why)
             await asyncio.sleep(delay_s)
 
 

@@ -51,6 +51,7 @@ class Server:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
         self.logins = 0
         self.refreshes: list[str] = []
         self.on_refresh: Callable[[str], httpx.Response] | None = None
@@ -96,6 +97,7 @@ class Server:
         if request.headers["authorization"].removeprefix("Bearer ") not in self.good:
             return httpx.Response(401, json={"code": "invalid_token"})
         if request.content:
+            self.keys.append(request.headers.get("Idempotency-Key"))
             self.bodies.append(json.loads(request.content))
         answer = self.answers.pop(0) if self.answers else 200
         if isinstance(answer, Exception):
@@ -145,15 +147,18 @@ async def test_what_never_reached_the_server_is_unavailable_and_a_lost_answer_is
     async with lost.client(retry_s=0.3) as client:
         with pytest.raises(OutcomeUnknown) as unknown:
             await client.place(ACCOUNT, "BTC-USDT", "buy", quantity="1")
-    assert unknown.value.client_order_id == lost.bodies[0]["client_order_id"]
+    assert unknown.value.key == lost.bodies[0]["client_order_id"]
 
 
-async def test_what_may_not_be_repeated_is_not() -> None:
-    server = Server(httpx.ReadTimeout("no answer"))
-    async with server.client() as client:
-        with pytest.raises(OutcomeUnknown):
-            await client.create_account("main", {"USDT": 100})
-    assert len(server.bodies) == 1
+async def test_a_write_is_repeated_under_one_key_of_the_clients_or_the_callers() -> None:
+    for given in (None, "mine"):
+        server = Server(*[httpx.ReadTimeout("no answer")] * 50)
+        async with server.client(retry_s=0.5) as client:
+            with pytest.raises(OutcomeUnknown) as unknown:
+                await client.create_account("main", {"USDT": 100}, key=given)
+        assert len(server.bodies) > 1
+        assert set(server.keys) == {unknown.value.key}
+        assert given in (None, unknown.value.key)
 
 
 async def test_a_float_is_not_an_amount() -> None:
