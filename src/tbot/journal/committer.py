@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, overload
 
 import asyncpg
@@ -229,14 +230,8 @@ class Committer:
     async def _open(self) -> None:
         connection = await self._connect()
         try:
-            for lane in range(_LANES):
-                if await connection.fetchval(
-                    "SELECT pg_try_advisory_lock($1, $2)", _LANE_CLASS, lane
-                ):
-                    self._lane = lane
-                    break
-            else:
-                raise JournalUnavailable(f"more than {_LANES} committers on this database")
+            with _bounded(connection, self._settings.transaction_timeout_s):
+                self._lane = await _free_lane(connection)
         except BaseException:
             connection.terminate()
             raise
@@ -251,10 +246,8 @@ class Committer:
     async def _attempt(self, batch: Batch) -> None:
         connection = self._connection
         assert connection is not None
-        loop = asyncio.get_running_loop()
-        started_s = loop.time()
-        watchdog = loop.call_later(self._settings.transaction_timeout_s + 1, connection.terminate)
-        try:
+        started_s = clock.boot_s()
+        with _bounded(connection, self._settings.transaction_timeout_s + 1):
             await connection.execute("BEGIN")
             heads, context = await batch.lock(connection)
             await batch.load(connection, heads, self._projections, self._cache)
@@ -266,16 +259,15 @@ class Committer:
             if tag != "COMMIT":
                 batch.committing = False
                 raise _RolledBack(f"COMMIT answered {tag}")
-        finally:
-            watchdog.cancel()
-        _BATCH_TIME.observe(loop.time() - started_s)
+        _BATCH_TIME.observe(clock.boot_s() - started_s)
         _BATCH_SIZE.observe(len(batch.pendings) - len(batch.left))
 
     async def _rollback(self, batch: Batch) -> None:
         self._cache.drop(batch.account_ids)
         if self._connection is not None:
             try:
-                await self._connection.execute("ROLLBACK")
+                with _bounded(self._connection, self._settings.transaction_timeout_s):
+                    await self._connection.execute("ROLLBACK")
             except DATABASE_FAULTS:
                 self._discard()
 
@@ -323,13 +315,8 @@ class Committer:
             try:
                 await self._open()
                 assert self._connection is not None
-                watchdog = asyncio.get_running_loop().call_later(
-                    max(0.1, until_s - clock.boot_s()), self._connection.terminate
-                )
-                try:
+                with _bounded(self._connection, max(0.1, until_s - clock.boot_s())):
                     landed = await batch.landed(self._connection)
-                finally:
-                    watchdog.cancel()
             except (*DATABASE_FAULTS, JournalUnavailable) as error:
                 self.healthy = False
                 self._discard()
@@ -361,6 +348,27 @@ class Committer:
             for listener in self._listeners:
                 listener(batch.entries)
             self._bus.wake(batch.wakes)
+
+
+@contextmanager
+def _bounded(connection: Connection, time_s_max: float) -> Iterator[None]:
+    """Terminate the connection when what is done on it takes longer: its waiter gets an error.
+
+    Never a cancellation: that could hit the next statement.
+    """
+    watchdog = asyncio.get_running_loop().call_later(time_s_max, connection.terminate)
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
+async def _free_lane(connection: Connection) -> int:
+    """A lane of the counters that no other committer on this database writes to."""
+    for lane in range(_LANES):
+        if await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", _LANE_CLASS, lane):
+            return lane
+    raise JournalUnavailable(f"more than {_LANES} committers on this database")
 
 
 def _is_refusal(error: Exception) -> bool:
