@@ -28,6 +28,12 @@ class HttpSettings(BaseModel):
     wait_s_max: float = Field(30.0, ge=0, description="Longest `Prefer: wait` honoured.")
     page_size: int = Field(100, ge=1, description="Items on a page when the caller names none.")
     page_size_max: int = Field(1000, ge=1, description="Most items on a page.")
+    exports_max: int = Field(
+        8, ge=1, description="Exports (NDJSON, CSV) that are sent at once; then 503."
+    )
+    export_stall_timeout_s: float = Field(
+        60.0, gt=0, description="An export whose reader takes nothing for this long is ended."
+    )
     shutdown_timeout_s: float = Field(
         10.0, gt=0, description="How long open requests may take to end at shutdown."
     )
@@ -122,6 +128,29 @@ class IdempotencySettings(BaseModel):
     )
     clean_interval_s: float = Field(300.0, gt=0, description="How often old keys are removed.")
     clean_batch: int = Field(5000, ge=1, description="Most keys removed in one transaction.")
+
+
+class LedgerSettings(BaseModel):
+    """Assets and transfers."""
+
+    assets: dict[str, int] = Field(
+        default_factory=lambda: {"EUR": 2, "GBP": 2, "USD": 2},
+        description="Assets besides those that the venues' instruments have, a JSON map from code "
+        "to number of decimals (0 to 18). An asset's decimals are never reduced.",
+    )
+    transfer_expiry_s_max: float = Field(
+        30 * 86_400, gt=0, description="Longest `expires_in_s` of a pending transfer."
+    )
+    transfers_pending_max: int = Field(
+        10_000, ge=1, description="Pending transfers out of one account; then refused."
+    )
+    bulk_transfers_max: int = Field(
+        1000, ge=1, description="Transfers in one bulk request (`http.body_bytes_max` holds too)."
+    )
+    expiry_interval_s: float = Field(
+        1.0, gt=0, description="How often pending transfers whose time is over are released."
+    )
+    expiry_batch: int = Field(256, ge=1, description="Of those, most released at once.")
 
 
 class GatewaySettings(BaseModel):
@@ -444,6 +473,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = Field(default_factory=AuthSettings)
     committer: CommitterSettings = Field(default_factory=CommitterSettings)
     idempotency: IdempotencySettings = Field(default_factory=IdempotencySettings)
+    ledger: LedgerSettings = Field(default_factory=LedgerSettings)
     gateway: GatewaySettings = Field(default_factory=GatewaySettings)
     paper: PaperSettings = Field(default_factory=PaperSettings)
     exchange: ExchangeSettings = Field(default_factory=ExchangeSettings)

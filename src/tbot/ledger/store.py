@@ -169,6 +169,24 @@ async def counter_balance(connection: Connection, name: str) -> dict[str, Decima
     return {row["asset"]: row["amount"] for row in rows}
 
 
+async def list_counters(
+    connection: Connection, after: tuple[str, str] | None, limit: int
+) -> list[tuple[str, str, Decimal]]:
+    """A page of all counter-accounts' balances as `(name, asset, amount)`, in that order.
+
+    Args:
+        after: Name and asset of the last one of the page before.
+        limit: At most this many (>= 1).
+    """
+    rows = await connection.fetch(
+        "SELECT name, asset, sum(amount) AS amount FROM counters WHERE (name, asset) > ($1, $2)"
+        " GROUP BY name, asset ORDER BY name, asset LIMIT $3",
+        *(after or ("", "")),
+        limit,
+    )
+    return [(row["name"], row["asset"], row["amount"]) for row in rows]
+
+
 async def sums_by_asset(connection: Connection) -> dict[str, Decimal]:
     """Per asset, the sum over every account and counter-account; all zero or something is wrong."""
     rows = await connection.fetch(

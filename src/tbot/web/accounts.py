@@ -34,6 +34,7 @@ from tbot.web.fields import (
     Answer,
     Asset,
     Id,
+    Moment,
     Name,
     PositiveAmount,
     Request,
@@ -48,6 +49,7 @@ from tbot.web.ownership import own_account
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
 from tbot.web.problems import invalid
 from tbot.web.routes import router
+from tbot.web.statements import past_balances
 from tbot.web.valuation import Prices, positions_json, value
 
 routes = router("accounts")
@@ -366,9 +368,20 @@ async def get_account(parts: Parts, principal: AccountReader, account_id: Id) ->
 
 
 @routes.get("/accounts/{account_id}/balances", operation_id="get_balances", response_model=Balances)
-async def get_balances(parts: Parts, principal: AccountReader, account_id: Id) -> Response:
-    """Get an account's balances."""
+async def get_balances(
+    parts: Parts,
+    principal: AccountReader,
+    account_id: Id,
+    at: Annotated[Moment | None, Query(description="As of this moment; default: now.")] = None,
+) -> Response:
+    """Get an account's balances, as they are or as they were at any moment.
+
+    `sequence` is the last journal entry that counted. For a moment within the last seconds another
+    entry may still turn up.
+    """
     await own_account(parts, principal, account_id)
+    if at is not None:
+        return json_answer(await past_balances(parts, account_id, at))
     async with parts.pool.acquire() as connection:
         sequence, balances = await store.get_balances(connection, account_id)
     return json_answer(

@@ -21,12 +21,14 @@ from tbot.web import (
     market,
     openapi,
     orders,
+    statements,
     stream,
     tokens,
     users,
 )
 from tbot.web.deps import Deps
 from tbot.web.edge import Edge
+from tbot.web.exports import Exports
 from tbot.web.problems import Problem, problem_of
 
 _DESCRIPTION: Final = """
@@ -71,12 +73,13 @@ def build_app(deps: Deps) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.deps = deps
+    app.state.exports = Exports(deps.settings.http)
     app.exception_handlers.clear()
     app.add_exception_handler(HTTPException, _answer)
     app.add_exception_handler(RequestValidationError, _answer)
     app.add_middleware(Edge, settings=deps.settings.http)
     # One flat table: FastAPI's nested routers are matched twice for every request.
-    for module in (orders, accounts, history, market, tokens, users, health):
+    for module in (orders, accounts, history, statements, market, tokens, users, health):
         app.router.routes.extend(module.routes.routes)
     if deps.streams is not None:
         app.state.streams = deps.streams

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -111,6 +112,36 @@ Timestamp = Annotated[
     ),
 ]
 """An instant as `core.clock.stamp` writes it."""
+
+
+_MOMENT: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
+    r"([Zz]|[+-][0-9]{2}:[0-9]{2})",
+    re.ASCII,
+)
+
+
+def _moment(value: Any) -> Any:
+    # Pydantic alone would also take numbers, dates, and times without a zone.
+    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
+        raise ValueError("is not an RFC 3339 time with its zone, such as 2026-11-22T05:14:43Z")
+    try:
+        moment = datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("is no time of any calendar") from None
+    if not 1970 <= moment.year <= 9998:
+        raise ValueError("has to be of the years 1970 to 9998")
+    return moment
+
+
+Moment = Annotated[
+    datetime,
+    BeforeValidator(_moment),
+    WithJsonSchema(
+        {"type": "string", "format": "date-time", "examples": ["2026-11-22T05:14:43Z"]}
+    ),
+]
+"""An instant that a caller names: RFC 3339 with a zone, at most microseconds."""
 
 
 # Far above any real amount, and far enough below what the tables hold to add many of them.

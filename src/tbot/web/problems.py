@@ -74,6 +74,9 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         404, "Not found", "There is no such thing, or it is not yours: the two look the same."
     ),
     "method_not_allowed": Kind(405, "Method not allowed", "Use a method that `Allow` lists."),
+    "not_acceptable": Kind(
+        406, "Not acceptable", "Ask in `Accept` for a media type that the detail names."
+    ),
     "user_exists": Kind(409, "User exists", "Choose another user name."),
     "body_too_large": Kind(
         413, "Body too large", "Send at most `http.body_bytes_max` bytes (see the settings)."
@@ -113,6 +116,13 @@ _REASON_STATUS: Final[Mapping[Reason, int]] = {
     Reason.ORDER_NOT_FOUND: 404,
     Reason.ORDER_CLOSED: 409,
     Reason.ACCOUNT_EXISTS: 409,
+    Reason.ACCOUNT_NOT_EMPTY: 409,
+    Reason.TRANSFER_NOT_FOUND: 404,
+    Reason.TRANSFER_NOT_PENDING: 409,
+    Reason.TRANSFER_EXPIRED: 409,
+    Reason.TRANSFER_NOT_POSTED: 409,
+    Reason.TRANSFER_REVERSED: 409,
+    Reason.TRANSFER_IS_REVERSAL: 409,
     Reason.PAYMENT_NOT_FOUND: 404,
     Reason.PAYMENT_STATE: 409,
     Reason.PAYMENT_CONTRADICTED: 409,
@@ -124,6 +134,7 @@ _STATUS_CODE: Final[Mapping[int, str]] = {
     401: "unauthenticated",
     404: "not_found",
     405: "method_not_allowed",
+    406: "not_acceptable",
     413: "body_too_large",
     414: "uri_too_long",
     415: "unsupported_media_type",
