@@ -33,10 +33,13 @@ from tbot.journal.commands import Projection
 from tbot.journal.committer import Committer
 from tbot.journal.cursors import Journal
 from tbot.journal.once import Cleaner
+from tbot.ledger.assets import save_assets
 from tbot.ledger.entries import Limits
 from tbot.ledger.flow import AccountDesk
 from tbot.ledger.marks import MarksProjection
 from tbot.ledger.store import LedgerProjection
+from tbot.ledger.transfers_flow import Expiry
+from tbot.ledger.transfers_store import TransfersProjection
 from tbot.market.channels import Market
 from tbot.market.feed import MarketFeed
 from tbot.market.hub import Hub
@@ -91,7 +94,7 @@ class Parts:
 
 def projections() -> list[Projection]:
     """Everything that keeps tables in step with the journal, in the order it applies."""
-    return [LedgerProjection(), MarksProjection(), OrdersProjection()]
+    return [LedgerProjection(), MarksProjection(), TransfersProjection(), OrdersProjection()]
 
 
 def starting_limits(risk: RiskSettings) -> Limits:
@@ -149,6 +152,10 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
         cleaner = Cleaner(pool, settings.idempotency)
         cleaner.start()
         stack.push_async_callback(cleaner.stop)
+        await save_assets(pool, settings.ledger.assets)
+        expiry = Expiry(pool, committer, settings.ledger)
+        expiry.start()
+        stack.push_async_callback(expiry.stop)
         instruments = Instruments()
         venue = feed = gateway = None
         if paper is not None:
@@ -169,7 +176,13 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
         served = _served(stack, pool, gateway)
         streams = _streams(stack, settings, feed, pool, bus, auth, committer)
         venues: dict[str, Any] = {} if venue is None else {PAPER: venue}
-        accounts = AccountDesk(pool, committer, venues, starting_limits(settings.risk))
+        accounts = AccountDesk(
+            pool,
+            committer,
+            venues,
+            starting_limits(settings.risk),
+            settings=settings.ledger,
+        )
         prices: dict[str, ReferencePrices] = {} if feed is None else {PAPER: feed}
         orders = OrderDesk(
             pool,

@@ -17,9 +17,10 @@ from tbot.core.bus import Bus
 from tbot.core.ids import new_id
 from tbot.core.settings import CommitterSettings
 from tbot.db.pool import connect_committer
-from tbot.journal.commands import GATEWAY, SYSTEM
+from tbot.journal.commands import GATEWAY, SYSTEM, Accepted
 from tbot.journal.committer import Committer
 from tbot.ledger.entries import Limits, OpenAccount
+from tbot.ledger.transfers import NewTransfer, create_transfers
 from tbot.market.book import Reference
 from tbot.orders.commands import PlaceOrder, RequestCancel
 from tbot.orders.reports import ApplyReport
@@ -69,12 +70,14 @@ class Desk:
     bus: Bus
     entries: list[Any] = field(default_factory=list)
 
-    async def open(self, **deposits: str) -> UUID:
-        """Open an account with deposits such as `USDT="1000"`."""
+    async def open(
+        self, venue: str | None = "paper", limits: Limits = LIMITS, **deposits: str
+    ) -> UUID:
+        """Open an account with deposits such as `USDT="1000"`; a cash account has no venue."""
         account_id = new_id()
         amounts = {asset: Decimal(text) for asset, text in deposits.items()}
         outcome = await self.committer.commit(
-            OpenAccount(new_id(), SYSTEM, account_id, UUID(int=7), "test", "paper", LIMITS, amounts)
+            OpenAccount(new_id(), SYSTEM, account_id, UUID(int=7), "test", venue, limits, amounts)
         )
         assert outcome.result.id == account_id
         return account_id
@@ -107,6 +110,28 @@ class Desk:
     async def place(self, account_id: UUID, *args: Any, **kwargs: Any) -> Any:
         """Commit `order(…)`; the outcome."""
         return await self.committer.commit(self.order(account_id, *args, **kwargs))
+
+    async def transfer(
+        self, source_id: UUID, target_id: UUID, amount: str, asset: str = "EUR", **more: Any
+    ) -> Any:
+        """Commit one transfer; the transfer, or the refusal."""
+        new = NewTransfer(
+            id=new_id(),
+            source_id=source_id,
+            target_id=target_id,
+            asset=asset,
+            amount=Decimal(amount),
+            **more,
+        )
+        outcome = await self.committer.commit(create_transfers(new_id(), SYSTEM, (new,)))
+        return outcome.result[0] if isinstance(outcome, Accepted) else outcome
+
+    async def resolve(self, kind: type, transfer: Any, *more: Any) -> Any:
+        """Commit a command about a transfer, such as `PostTransfer`; its result or refusal."""
+        outcome = await self.committer.commit(
+            kind(new_id(), SYSTEM, transfer.id, transfer.source_id, transfer.target_id, *more)
+        )
+        return outcome.result if isinstance(outcome, Accepted) else outcome
 
     async def cancel(self, order: Any) -> Any:
         """Request an order's cancellation."""

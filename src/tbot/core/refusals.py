@@ -82,7 +82,7 @@ class Reason(StrEnum):
         "no_market_price",
         "No fresh market price is known, and this order cannot be checked without one.",
     )
-    INSUFFICIENT_FUNDS = "insufficient_funds", "The available balance does not cover the order."
+    INSUFFICIENT_FUNDS = "insufficient_funds", "What is available does not cover the amount."
     ACCOUNT_NEGATIVE = (
         "account_negative",
         "A balance of the account is below zero: no new orders until it is settled.",
@@ -95,6 +95,33 @@ class Reason(StrEnum):
         "send_too_late",
         "The venue's rate budget would let this order out only after its send-by time.",
     )
+    ACCOUNT_NOT_EMPTY = (
+        "account_not_empty",
+        "An account is closed only when all its balances are zero and nothing on it is open.",
+    )
+    TARGET_NOT_FOUND = "target_not_found", "No account has the target's id."
+    TRANSFER_SAME_ACCOUNT = (
+        "transfer_same_account",
+        "Source and target of a transfer have to be two accounts.",
+    )
+    TRANSFER_CROSSES_VENUES = (
+        "transfer_crosses_venues",
+        "Money moves between cash accounts, or between trading accounts on one venue.",
+    )
+    TRANSFERS_PENDING_MAX = (
+        "transfers_pending_max",
+        "The account has as many pending transfers as it may.",
+    )
+    TRANSFER_NOT_FOUND = "transfer_not_found", "The account has no such transfer."
+    TRANSFER_NOT_PENDING = "transfer_not_pending", "The transfer has been resolved already."
+    TRANSFER_EXPIRED = "transfer_expired", "The pending transfer's time is over."
+    TRANSFER_AMOUNT_EXCEEDED = (
+        "transfer_amount_exceeded",
+        "A pending transfer can be posted up to the amount it holds.",
+    )
+    TRANSFER_NOT_POSTED = "transfer_not_posted", "Only a posted transfer can be reversed."
+    TRANSFER_REVERSED = "transfer_reversed", "The transfer has been reversed already."
+    TRANSFER_IS_REVERSAL = "transfer_is_reversal", "A reversal cannot be reversed."
     ORDER_NOT_FOUND = "order_not_found", "The account has no such order."
     ORDER_CLOSED = "order_closed", "The order has already reached a final state."
     PAYMENT_NOT_FOUND = "payment_not_found", "The account has no such payment."

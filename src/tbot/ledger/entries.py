@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 import msgspec
@@ -131,6 +131,14 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 def kind_of(venue: str | None) -> str:
     """The kind of an account with or without a venue."""
     return CASH if venue is None else TRADING
+
+
+@runtime_checkable
+class Unfinished(Protocol):
+    """A part of an account's state that can keep the account from being closed."""
+
+    def unfinished(self) -> str | None:
+        """What still has to end, such as `2 open orders`; None when nothing has."""
 
 
 class Ledger:
@@ -281,7 +289,11 @@ class OpenAccount:
 
 @dataclass(frozen=True, slots=True)
 class ChangeAccount:
-    """Change an account's limits, status or name; None leaves one as it is."""
+    """Change an account's limits, status or name; None leaves one as it is.
+
+    A frozen account can be opened again. A closed one stays closed, and only an empty account is:
+    all balances zero, and no part of its state `unfinished`.
+    """
 
     id: UUID
     actor: Actor
@@ -313,12 +325,35 @@ class ChangeAccount:
                 Draft(self.account_id, "account.limits_changed", {"limits": self.limits.to_json()})
             )
         if self.status is not None and self.status != account.status:
+            if self.status == CLOSED:
+                obstacle = _obstacle(states[self.account_id])
+                if obstacle is not None:
+                    return obstacle
             drafts.append(Draft(self.account_id, "account.status_changed", {"status": self.status}))
         return Drafts(tuple(drafts))
 
     def result(self, states: States) -> Account:
         """The account as it is now."""
         return _account(states, self.account_id)
+
+
+def _obstacle(state: AccountState) -> Refused | None:
+    """What keeps an account from being closed."""
+    left = {
+        asset: money.text(balance.total)
+        for asset, balance in sorted(state.part(Ledger).balances.items())
+        if balance.available or balance.held
+    }
+    if left:
+        return Refused(
+            Reason.ACCOUNT_NOT_EMPTY, f"{', '.join(left)} on the account", {"balances": left}
+        )
+    for part in state.parts.values():
+        # Whoever keeps things open on an account says so: orders, transfers, payments.
+        unfinished = part.unfinished() if isinstance(part, Unfinished) else None
+        if unfinished is not None:
+            return Refused(Reason.ACCOUNT_NOT_EMPTY, f"{unfinished} on the account")
+    return None
 
 
 def _no_overdraft() -> Refused:

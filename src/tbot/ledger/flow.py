@@ -14,6 +14,7 @@ from tbot.core import money
 from tbot.core.errors import NotFound
 from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
+from tbot.core.settings import LedgerSettings
 from tbot.journal.commands import Accepted, Actor
 from tbot.journal.committer import Committer
 from tbot.journal.once import Kept, Once, replayed
@@ -51,6 +52,7 @@ class AccountDesk:
     default_limits: Limits
     _facts: dict[UUID, AccountFacts] = field(default_factory=dict)
     facts_kept_max: int = 100_000
+    settings: LedgerSettings = field(default_factory=LedgerSettings)
     assets: Assets = field(init=False)
 
     def __post_init__(self) -> None:

@@ -84,6 +84,10 @@ class Orders:
         if order.client_order_id is not None:
             self._client_ids[order.client_order_id] = order.id
 
+    def unfinished(self) -> str | None:
+        """What keeps the account from being closed."""
+        return f"{len(self.open)} open orders" if self.open else None
+
     def forget(self) -> None:
         """Drop what only one batch needed; the tables are up to date."""
         for order in self.recalled.values():

@@ -1,0 +1,577 @@
+"""Transfers between two accounts, at once or in two phases: pure.
+
+Entry points: `Transfer`, `Transfers` (an account's part), `apply`, and the commands
+`CreateTransfers`, `PostTransfer`, `VoidTransfer`, `ExpireTransfer`, `ReverseTransfer`.
+
+Invariants:
+
+1. A transfer belongs to its source: its row follows from the source's stream alone. The target's
+   stream has an entry for the money that came in, under the same command.
+2. A pending transfer holds its amount at the source, and nowhere else. It is resolved at most
+   once: posted (in full or in part, the rest is released), voided or expired.
+3. Money leaves an account only while it is open, and never takes it below its overdraft. Money
+   comes in unless the account is closed.
+4. Both accounts are of one place: cash accounts, or trading accounts on one venue. Otherwise the
+   ledger would move what stays where it is.
+5. A posted transfer is reversed at most once, by a transfer of the whole posted amount.
+6. Linked transfers are one command: all of them, or none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from tbot.core import clock, money
+from tbot.core.refusals import Reason, Refused
+from tbot.journal.chain import Entry
+from tbot.journal.commands import (
+    AccountState,
+    Actor,
+    Context,
+    Draft,
+    Drafts,
+    Posting,
+    Priority,
+    States,
+)
+from tbot.ledger.entries import AVAILABLE, CLOSED, HELD, OPEN, Account, Ledger, move
+
+LINKED_MAX: Final = 100
+"""Most transfers that stand or fall together: they are one command, and lock all their accounts."""
+PENDING_MAX: Final = 10_000
+"""Most pending transfers out of one account, unless the caller of a command says otherwise."""
+
+
+class TransferState(StrEnum):
+    """What became of a transfer."""
+
+    PENDING = "pending"
+    POSTED = "posted"
+    VOIDED = "voided"
+    EXPIRED = "expired"
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """One transfer, as its row has it.
+
+    Attributes:
+        posted_amount: What has reached the target; zero unless posted.
+        expires_at: When a pending one is released by itself; None for never.
+        reverses: The transfer that this one takes back.
+        reversed_by: The transfer that took this one back.
+        group_id: Shared by linked transfers.
+        metadata: The caller's own, never looked at here.
+    """
+
+    id: UUID
+    source_id: UUID
+    target_id: UUID
+    asset: str
+    amount: Decimal
+    state: TransferState
+    posted_amount: Decimal = money.ZERO
+    expires_at: str | None = None
+    reverses: UUID | None = None
+    reversed_by: UUID | None = None
+    group_id: UUID | None = None
+    metadata: dict[str, str] = {}
+    created_at: str
+    updated_at: str
+
+    @property
+    def pending(self) -> bool:
+        """Whether it still holds its amount."""
+        return self.state is TransferState.PENDING
+
+
+class Transfers:
+    """An account's pending transfers as their source, and the final ones that a batch asked for.
+
+    Attributes:
+        open: Every pending transfer out of the account, by id.
+        recalled: Final ones that were read for this batch or became final in it.
+        created, changed: Since the table was last written, in order.
+    """
+
+    __slots__ = ("changed", "created", "open", "recalled")
+
+    def __init__(self) -> None:
+        self.open: dict[UUID, Transfer] = {}
+        self.recalled: dict[UUID, Transfer] = {}
+        self.created: dict[UUID, None] = {}
+        self.changed: dict[UUID, None] = {}
+
+    def find(self, transfer_id: UUID) -> Transfer | None:
+        """A pending or recalled transfer."""
+        return self.open.get(transfer_id) or self.recalled.get(transfer_id)
+
+    def put(self, transfer: Transfer) -> None:
+        """Take in a transfer that was read from the table, or its next version."""
+        if transfer.state is TransferState.PENDING:
+            self.open[transfer.id] = transfer
+        else:
+            self.open.pop(transfer.id, None)
+            self.recalled[transfer.id] = transfer
+
+    def forget(self) -> None:
+        """Drop what only one batch needed; the table is up to date."""
+        self.recalled.clear()
+        self.created.clear()
+        self.changed.clear()
+
+    def unfinished(self) -> str | None:
+        """What keeps the account from being closed."""
+        return f"{len(self.open)} pending transfers" if self.open else None
+
+
+def apply(state: AccountState, entry: Entry) -> None:
+    """Carry out a `transfer.*` entry's effects on the transfers out of the account."""
+    kind = entry.kind
+    if not kind.startswith("transfer."):
+        return
+    data = entry.data
+    if kind == "transfer.created":
+        # Decodes ids and amounts in one go; a transfer in a million of them is worth it.
+        made = msgspec.convert(
+            {
+                **data["transfer"],
+                "source_id": entry.account,
+                "created_at": entry.at,
+                "updated_at": entry.at,
+            },
+            Transfer,
+        )
+        transfers = state.part(Transfers)
+        transfers.created[made.id] = None
+        transfers.put(made)
+        return
+    if kind == "transfer.received":
+        if "reverses" not in data:
+            return
+        transfer_id, changes = UUID(data["reverses"]), {"reversed_by": UUID(data["transfer"])}
+    else:
+        transfer_id, changes = UUID(data["transfer"]), _changes(data["set"])
+    transfers = state.part(Transfers)
+    found = transfers.find(transfer_id)
+    assert found is not None, f"entry {entry.seq} changes transfer {transfer_id}: not there"
+    transfers.put(msgspec.structs.replace(found, updated_at=entry.at, **changes))
+    if transfer_id not in transfers.created:
+        transfers.changed[transfer_id] = None
+
+
+def _changes(data: dict[str, Any]) -> dict[str, Any]:
+    changes: dict[str, Any] = {"state": TransferState(data["state"])}
+    if "posted_amount" in data:
+        changes["posted_amount"] = Decimal(data["posted_amount"])
+    return changes
+
+
+class NewTransfer(msgspec.Struct, frozen=True, kw_only=True):
+    """A transfer that somebody asks for.
+
+    Attributes:
+        amount: Above zero, within the asset's scale.
+        expires_in_s: Of a pending one; None keeps it pending until it is posted or voided.
+    """
+
+    id: UUID
+    source_id: UUID
+    target_id: UUID
+    asset: str
+    amount: Decimal
+    pending: bool = False
+    expires_in_s: float | None = None
+    metadata: dict[str, str] = {}
+
+
+class CreateTransfers(msgspec.Struct, frozen=True):
+    """Make one transfer, or a linked group of which all are made or none.
+
+    Make it with `create_transfers`. Each of a group sees what the ones before it did.
+
+    Attributes:
+        accounts: Every source and target, once.
+        group_id: Of linked transfers.
+        pending_max: Most pending transfers out of one account.
+    """
+
+    id: UUID
+    actor: Actor
+    accounts: tuple[UUID, ...]
+    transfers: tuple[NewTransfer, ...]
+    group_id: UUID | None = None
+    pending_max: int = PENDING_MAX
+
+    priority = Priority.NEW
+    opens = False
+
+    def decide(self, states: States, context: Context) -> Drafts | Refused:
+        """Check each in turn; the first that cannot be made refuses all."""
+        drafts: list[Draft] = []
+        moved: dict[tuple[UUID, str], Decimal] = {}
+        held: dict[UUID, int] = {}
+        linked = len(self.transfers) > 1
+        for index, new in enumerate(self.transfers):
+            source = states[new.source_id]
+            refusal = _hindrance(
+                source.part(Ledger),
+                states[new.target_id].part(Ledger),
+                new.asset,
+                new.amount,
+                moved.get((new.source_id, new.asset), money.ZERO) if moved else money.ZERO,
+            )
+            if refusal is None and new.pending:
+                count = len(source.part(Transfers).open) + held.get(new.source_id, 0)
+                if count >= self.pending_max:
+                    refusal = _too_many(self.pending_max)
+                held[new.source_id] = held.get(new.source_id, 0) + 1
+            if refusal is not None:
+                if linked:
+                    facts = {**(refusal.facts or {}), "transfer": index}
+                    return Refused(refusal.reason, f"transfer {index}: {refusal.detail}", facts)
+                return refusal
+            drafts += self._made(new, context)
+            if linked:
+                out = new.source_id, new.asset
+                moved[out] = moved.get(out, money.ZERO) - new.amount
+                if not new.pending:
+                    into = new.target_id, new.asset
+                    moved[into] = moved.get(into, money.ZERO) + new.amount
+        return Drafts(tuple(drafts))
+
+    def _made(self, new: NewTransfer, context: Context) -> tuple[Draft, ...]:
+        amount, transfer_id = money.text(new.amount), str(new.id)
+        data: dict[str, Any] = {
+            "id": transfer_id,
+            "target_id": str(new.target_id),
+            "asset": new.asset,
+            "amount": amount,
+        }
+        if new.metadata:
+            data["metadata"] = new.metadata
+        if self.group_id is not None:
+            data["group_id"] = str(self.group_id)
+        if new.pending:
+            data["state"] = "pending"
+            if new.expires_in_s is not None:
+                data["expires_at"] = clock.stamp(context.now + timedelta(seconds=new.expires_in_s))
+            hold = move(new.asset, new.amount, AVAILABLE, HELD)
+            return (Draft(new.source_id, "transfer.created", {"transfer": data}, hold),)
+        data["state"] = "posted"
+        data["posted_amount"] = amount
+        return (
+            Draft(
+                new.source_id,
+                "transfer.created",
+                {"transfer": data},
+                (Posting(AVAILABLE, new.asset, -new.amount),),
+            ),
+            Draft(
+                new.target_id,
+                "transfer.received",
+                {"transfer": transfer_id, "source_id": str(new.source_id)},
+                (Posting(AVAILABLE, new.asset, new.amount),),
+            ),
+        )
+
+    def result(self, states: States) -> tuple[Transfer, ...]:
+        """The transfers, in the order they were asked for."""
+        return tuple(_there(states, new.source_id, new.id) for new in self.transfers)
+
+
+def create_transfers(
+    command_id: UUID,
+    actor: Actor,
+    transfers: tuple[NewTransfer, ...],
+    group_id: UUID | None = None,
+    pending_max: int = PENDING_MAX,
+) -> CreateTransfers:
+    """The command that makes these transfers (1 to `LINKED_MAX`)."""
+    if len(transfers) == 1:
+        # A transfer to its own source is refused, not crashed on: hence each account once.
+        (one,) = transfers
+        accounts: tuple[UUID, ...] = (one.source_id, one.target_id)
+        if one.source_id == one.target_id:
+            accounts = (one.source_id,)
+    else:
+        accounts = tuple({a: None for t in transfers for a in (t.source_id, t.target_id)})
+    return CreateTransfers(command_id, actor, accounts, transfers, group_id, pending_max)
+
+
+def _hindrance(
+    source: Ledger, target: Ledger, asset: str, amount: Decimal, moved: Decimal
+) -> Refused | None:
+    """Why money cannot move from source to target; `moved` is what this command did before."""
+    paying, receiving = source.account, target.account
+    assert paying is not None, "the store loads the account with its balances"
+    assert receiving is not None, "the store loads the account with its balances"
+    if paying is receiving:
+        return Refused(Reason.TRANSFER_SAME_ACCOUNT, "source and target are the same account")
+    if paying.status != OPEN:
+        return _not_open(paying, "source")
+    if receiving.status == CLOSED:
+        return _not_open(receiving, "target")
+    if paying.venue != receiving.venue:
+        places = [account.venue or "no venue" for account in (paying, receiving)]
+        return Refused(
+            Reason.TRANSFER_CROSSES_VENUES,
+            f"the source's money is at {places[0]}, the target's at {places[1]}",
+        )
+    overdrawn = source.overdrawn()
+    if overdrawn:
+        return Refused(
+            Reason.ACCOUNT_NEGATIVE, f"{', '.join(overdrawn)} below zero", {"assets": overdrawn}
+        )
+    spendable = source.spendable(asset) + moved
+    if spendable < amount:
+        needed, has = money.text(amount), money.text(spendable)
+        return Refused(
+            Reason.INSUFFICIENT_FUNDS,
+            f"the transfer needs {needed} {asset}; {has} can be spent",
+            {"asset": asset, "needed": needed, "available": has},
+        )
+    return None
+
+
+def _not_open(account: Account, which: str) -> Refused:
+    closed = account.status == CLOSED
+    reason = Reason.ACCOUNT_CLOSED if closed else Reason.ACCOUNT_FROZEN
+    return Refused(reason, f"the {which} account is {account.status}")
+
+
+def _too_many(most: int) -> Refused:
+    return Refused(
+        Reason.TRANSFERS_PENDING_MAX,
+        f"the account has {most} pending transfers; it may not have more",
+        {"limit": most},
+    )
+
+
+def _there(states: States, source_id: UUID, transfer_id: UUID) -> Transfer:
+    transfer = states[source_id].part(Transfers).find(transfer_id)
+    assert transfer is not None, "it was applied to this part just now"
+    return transfer
+
+
+@dataclass(frozen=True, slots=True)
+class TransferCommand:
+    """A command about one existing transfer; its accounts never change."""
+
+    id: UUID
+    actor: Actor
+    transfer_id: UUID
+    source_id: UUID
+    target_id: UUID
+
+    priority = Priority.NEW
+    opens = False
+
+    @property
+    def accounts(self) -> tuple[UUID, ...]:
+        """Those that its entries go to."""
+        return (self.source_id,)
+
+    def decide(self, states: States, context: Context) -> Drafts | Refused:
+        """See the class; a transfer that the source does not have is refused."""
+        transfer = states[self.source_id].part(Transfers).find(self.transfer_id)
+        if transfer is None:
+            return Refused(Reason.TRANSFER_NOT_FOUND, "no such transfer")
+        return self._decide(transfer, states, context)
+
+    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
+        raise NotImplementedError
+
+    def _release(self, transfer: Transfer, kind: str, state: TransferState) -> Drafts:
+        """Give the held amount back."""
+        data = {"transfer": str(transfer.id), "set": {"state": state.value}}
+        postings = move(transfer.asset, transfer.amount, HELD, AVAILABLE)
+        return Drafts((Draft(self.source_id, kind, data, postings),))
+
+    def result(self, states: States) -> Transfer:
+        """The transfer as it is now."""
+        return _there(states, self.source_id, self.transfer_id)
+
+
+def _not_pending(transfer: Transfer) -> Refused:
+    return Refused(
+        Reason.TRANSFER_NOT_PENDING,
+        f"the transfer is {transfer.state}",
+        {"state": transfer.state.value},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PostTransfer(TransferCommand):
+    """Let a pending transfer's money reach its target.
+
+    Attributes:
+        amount: Of it, above zero; the rest is released. None posts all.
+    """
+
+    amount: Decimal | None = None
+
+    @property
+    def accounts(self) -> tuple[UUID, ...]:
+        """Source and target."""
+        return (self.source_id, self.target_id)
+
+    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
+        """Refuse one that is resolved, or whose time is over though nobody has released it yet."""
+        if not transfer.pending:
+            return _not_pending(transfer)
+        if _overdue(transfer, context):
+            return Refused(
+                Reason.TRANSFER_EXPIRED, f"the transfer's time was over at {transfer.expires_at}"
+            )
+        source = states[self.source_id].part(Ledger).account
+        target = states[self.target_id].part(Ledger).account
+        assert source is not None
+        assert target is not None
+        if source.status != OPEN:
+            return _not_open(source, "source")
+        if target.status == CLOSED:
+            return _not_open(target, "target")
+        amount = transfer.amount if self.amount is None else self.amount
+        if amount > transfer.amount:
+            return Refused(
+                Reason.TRANSFER_AMOUNT_EXCEEDED,
+                f"the transfer holds {money.text(transfer.amount)} {transfer.asset}",
+                {"held": money.text(transfer.amount)},
+            )
+        asset, transfer_id = transfer.asset, str(transfer.id)
+        paid = (
+            Posting(HELD, asset, -transfer.amount),
+            *((Posting(AVAILABLE, asset, rest),) if (rest := transfer.amount - amount) else ()),
+        )
+        changes = {"state": "posted", "posted_amount": money.text(amount)}
+        return Drafts(
+            (
+                Draft(
+                    self.source_id,
+                    "transfer.posted",
+                    {"transfer": transfer_id, "set": changes},
+                    paid,
+                ),
+                Draft(
+                    self.target_id,
+                    "transfer.received",
+                    {"transfer": transfer_id, "source_id": str(self.source_id)},
+                    (Posting(AVAILABLE, asset, amount),),
+                ),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VoidTransfer(TransferCommand):
+    """Release a pending transfer: nothing moves. Possible on a frozen account too."""
+
+    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
+        if not transfer.pending:
+            return _not_pending(transfer)
+        return self._release(transfer, "transfer.voided", TransferState.VOIDED)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireTransfer(TransferCommand):
+    """Release a pending transfer whose time is over; does nothing to any other."""
+
+    priority = Priority.CANCEL
+
+    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
+        if not transfer.pending or not _overdue(transfer, context):
+            return Drafts()
+        return self._release(transfer, "transfer.expired", TransferState.EXPIRED)
+
+
+def _overdue(transfer: Transfer, context: Context) -> bool:
+    # Both are `clock.stamp`'s: texts of one form sort as the moments do.
+    return transfer.expires_at is not None and transfer.expires_at <= clock.stamp(context.now)
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseTransfer(TransferCommand):
+    """Take a posted transfer back, whole, by a new transfer from its target to its source.
+
+    Attributes:
+        source_id, target_id: Of the transfer to be taken back.
+        reversal_id: Of the new one.
+    """
+
+    reversal_id: UUID
+    metadata: dict[str, str]
+
+    @property
+    def accounts(self) -> tuple[UUID, ...]:
+        """Source and target."""
+        return (self.source_id, self.target_id)
+
+    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
+        """Refuse what is not posted, what is a reversal, and what was reversed."""
+        if transfer.state is not TransferState.POSTED:
+            return Refused(
+                Reason.TRANSFER_NOT_POSTED,
+                f"the transfer is {transfer.state}",
+                {"state": transfer.state.value},
+            )
+        if transfer.reverses is not None:
+            return Refused(Reason.TRANSFER_IS_REVERSAL, "the transfer is a reversal itself")
+        if transfer.reversed_by is not None:
+            return Refused(
+                Reason.TRANSFER_REVERSED,
+                f"transfer {transfer.reversed_by} has reversed it",
+                {"reversed_by": str(transfer.reversed_by)},
+            )
+        asset, amount = transfer.asset, transfer.posted_amount
+        refusal = _hindrance(
+            states[self.target_id].part(Ledger),
+            states[self.source_id].part(Ledger),
+            asset,
+            amount,
+            money.ZERO,
+        )
+        if refusal is not None:
+            return refusal
+        data: dict[str, Any] = {
+            "id": str(self.reversal_id),
+            "target_id": str(self.source_id),
+            "asset": asset,
+            "amount": money.text(amount),
+            "state": "posted",
+            "posted_amount": money.text(amount),
+            "reverses": str(transfer.id),
+        }
+        if self.metadata:
+            data["metadata"] = self.metadata
+        received = {
+            "transfer": str(self.reversal_id),
+            "source_id": str(self.target_id),
+            "reverses": str(transfer.id),
+        }
+        return Drafts(
+            (
+                Draft(
+                    self.target_id,
+                    "transfer.created",
+                    {"transfer": data},
+                    (Posting(AVAILABLE, asset, -amount),),
+                ),
+                Draft(
+                    self.source_id,
+                    "transfer.received",
+                    received,
+                    (Posting(AVAILABLE, asset, amount),),
+                ),
+            )
+        )
+
+    def result(self, states: States) -> Transfer:
+        """The new transfer."""
+        return _there(states, self.target_id, self.reversal_id)

@@ -1,0 +1,305 @@
+"""Making and resolving transfers: what the edge calls; and the releasing of overdue ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import structlog
+from prometheus_client import Counter
+
+from tbot.core import clock
+from tbot.core.errors import NotFound, OutcomeUnknown, Unavailable
+from tbot.core.ids import new_id
+from tbot.core.refusals import Reason, Refused
+from tbot.core.settings import LedgerSettings
+from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
+from tbot.journal.commands import Accepted, Actor, system
+from tbot.journal.committer import Committer
+from tbot.journal.once import Kept, Once
+from tbot.ledger import transfers_store as store
+from tbot.ledger.flow import AccountDesk
+from tbot.ledger.transfers import (
+    ExpireTransfer,
+    NewTransfer,
+    PostTransfer,
+    ReverseTransfer,
+    Transfer,
+    TransferCommand,
+    TransferState,
+    VoidTransfer,
+    create_transfers,
+)
+
+_ACTOR: Final = system("expiry")
+_STOP_TIMEOUT_S: Final = 5.0
+
+_log = structlog.get_logger(__name__)
+_EXPIRED = Counter("tbot_transfers_expired_total", "Pending transfers released by their time.")
+
+
+class TransferFacts(msgspec.Struct, frozen=True):
+    """What never changes about a transfer: the accounts to be locked for it."""
+
+    id: UUID
+    source_id: UUID
+    target_id: UUID
+    asset: str
+
+
+@dataclass(frozen=True, slots=True)
+class TransferDesk:
+    """What the functions below need.
+
+    Attributes:
+        accounts: With the committer, the pool and what is known of accounts and assets.
+        facts_kept_max: Transfers whose accounts are remembered; then all are forgotten.
+    """
+
+    accounts: AccountDesk
+    facts_kept_max: int = 100_000
+    _facts: dict[UUID, TransferFacts] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> LedgerSettings:
+        """Limits of transfers."""
+        return self.accounts.settings
+
+    async def facts(self, transfer_id: UUID) -> TransferFacts:
+        """A transfer's accounts, from memory once they were read.
+
+        Raises:
+            NotFound: No such transfer.
+        """
+        known = self._facts.get(transfer_id)
+        if known is not None:
+            return known
+        async with self.accounts.pool.acquire() as connection:
+            transfer = await store.get_transfer(connection, transfer_id)
+        return self.remember(transfer)
+
+    def remember(self, transfer: Transfer) -> TransferFacts:
+        """Keep the facts of a transfer that will be asked for again."""
+        if len(self._facts) >= self.facts_kept_max:
+            self._facts.clear()
+        facts = TransferFacts(transfer.id, transfer.source_id, transfer.target_id, transfer.asset)
+        self._facts[transfer.id] = facts
+        return facts
+
+
+async def create(
+    desk: TransferDesk, actor: Actor, new: NewTransfer, once: Once | None = None
+) -> tuple[Transfer, ...] | Refused | Kept:
+    """Make one transfer; the answer has one.
+
+    The caller has made sure that the source is the asker's.
+
+    Raises:
+        Unavailable: Certainly not made.
+        OutcomeUnknown: Repeat it under the same key.
+    """
+    return await _create(desk, actor, (new,), None, once)
+
+
+async def create_linked(
+    desk: TransferDesk, actor: Actor, new: Sequence[NewTransfer], once: Once | None = None
+) -> tuple[Transfer, ...] | Refused | Kept:
+    """Make transfers of which all are made or none, in their order.
+
+    Args:
+        new: 2 to `LINKED_MAX`; their sources are the asker's.
+
+    Raises:
+        Unavailable, OutcomeUnknown: As for `create`.
+    """
+    return await _create(desk, actor, tuple(new), new_id(), once)
+
+
+async def _create(
+    desk: TransferDesk,
+    actor: Actor,
+    new: tuple[NewTransfer, ...],
+    group_id: UUID | None,
+    once: Once | None,
+) -> tuple[Transfer, ...] | Refused | Kept:
+    for number, one in enumerate(new):
+        refusal = await _unfit(desk, one)
+        if refusal is not None:
+            if group_id is None:
+                return refusal
+            facts = {**(refusal.facts or {}), "transfer": number}
+            return Refused(refusal.reason, f"transfer {number}: {refusal.detail}", facts)
+    command = create_transfers(new_id(), actor, new, group_id, desk.settings.transfers_pending_max)
+    outcome = await desk.accounts.committer.commit(command, once)
+    if not isinstance(outcome, Accepted):
+        return outcome
+    made: tuple[Transfer, ...] = outcome.result
+    for transfer in made:
+        if transfer.pending:
+            desk.remember(transfer)
+    return made
+
+
+async def _unfit(desk: TransferDesk, new: NewTransfer) -> Refused | None:
+    """What can be refused without any lock."""
+    accounts = desk.accounts
+    if not accounts.assets.fits(new.asset, new.amount):
+        refusal = await accounts.assets.check([(new.asset, new.amount)])
+        if refusal is not None:
+            return refusal
+    try:
+        await accounts.facts(new.target_id)
+    except NotFound:
+        return Refused(Reason.TARGET_NOT_FOUND, "there is no account of the target's id")
+    return None
+
+
+async def post(
+    desk: TransferDesk,
+    actor: Actor,
+    transfer_id: UUID,
+    amount: Decimal | None = None,
+    once: Once | None = None,
+) -> Transfer | Refused | Kept:
+    """Let a pending transfer's money reach its target, all of it or `amount`.
+
+    Raises:
+        NotFound: No such transfer.
+        Unavailable, OutcomeUnknown: As for `create`.
+    """
+    facts = await desk.facts(transfer_id)
+    if amount is not None:
+        refusal = await desk.accounts.assets.check([(facts.asset, amount)])
+        if refusal is not None:
+            return refusal
+    command = PostTransfer(new_id(), actor, facts.id, facts.source_id, facts.target_id, amount)
+    return await _commit(desk, command, once)
+
+
+async def void(
+    desk: TransferDesk, actor: Actor, transfer_id: UUID, once: Once | None = None
+) -> Transfer | Refused | Kept:
+    """Release a pending transfer: nothing moves.
+
+    Raises:
+        NotFound, Unavailable, OutcomeUnknown: As for `post`.
+    """
+    facts = await desk.facts(transfer_id)
+    command = VoidTransfer(new_id(), actor, facts.id, facts.source_id, facts.target_id)
+    return await _commit(desk, command, once)
+
+
+async def reverse(
+    desk: TransferDesk,
+    actor: Actor,
+    transfer_id: UUID,
+    metadata: Mapping[str, str] | None = None,
+    once: Once | None = None,
+) -> Transfer | Refused | Kept:
+    """Take a posted transfer back; the answer is the new transfer.
+
+    The caller has made sure that the transfer's *target* is the asker's: its money goes.
+
+    Raises:
+        NotFound, Unavailable, OutcomeUnknown: As for `post`.
+    """
+    facts = await desk.facts(transfer_id)
+    command = ReverseTransfer(
+        new_id(),
+        actor,
+        facts.id,
+        facts.source_id,
+        facts.target_id,
+        new_id(),
+        dict(metadata or {}),
+    )
+    return await _commit(desk, command, once)
+
+
+async def _commit(
+    desk: TransferDesk, command: TransferCommand, once: Once | None
+) -> Transfer | Refused | Kept:
+    outcome = await desk.accounts.committer.commit(command, once)
+    if not isinstance(outcome, Accepted):
+        return outcome
+    transfer: Transfer = outcome.result
+    return transfer
+
+
+class Expiry:
+    """Releases pending transfers whose time is over, in rounds of a bounded size.
+
+    Every process may run one: the second to come finds nothing left to do.
+    """
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool[asyncpg.Record],
+        committer: Committer,
+        settings: LedgerSettings,
+    ) -> None:
+        self._pool = pool
+        self._committer = committer
+        self._settings = settings
+        self._tasks = Tasks("transfers")
+
+    def start(self) -> None:
+        """Begin; the first round comes at once."""
+        self._tasks.start(self._run(), "expire")
+
+    async def stop(self) -> None:
+        """End; safe to call twice."""
+        await self._tasks.stop(_STOP_TIMEOUT_S)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except (Unavailable, OutcomeUnknown, *DATABASE_FAULTS) as error:
+                # What was not released is found again by the next round.
+                _log.warning("transfers_not_expired", error=repr(error))
+            await asyncio.sleep(self._settings.expiry_interval_s)
+
+    async def sweep(self) -> int:
+        """Release everything that is due by now; how many transfers were.
+
+        Raises:
+            Unavailable, OutcomeUnknown, asyncpg.PostgresError, OSError: Not everything was done;
+                what is left comes next time.
+        """
+        total = 0
+        now = clock.utc_now()
+        while True:
+            async with self._pool.acquire() as connection:
+                due = await store.list_overdue(connection, now, self._settings.expiry_batch)
+            outcomes: list[Any] = await asyncio.gather(
+                *(
+                    self._committer.commit(
+                        ExpireTransfer(new_id(), _ACTOR, t.id, t.source_id, t.target_id)
+                    )
+                    for t in due
+                ),
+                return_exceptions=True,
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            released = sum(
+                1
+                for outcome in outcomes
+                if isinstance(outcome, Accepted)
+                and outcome.entries
+                and outcome.result.state is TransferState.EXPIRED
+            )
+            total += released
+            _EXPIRED.inc(released)
+            # A round that released nothing, though something was due, is tried again later.
+            if len(due) < self._settings.expiry_batch or not released:
+                return total

@@ -1,0 +1,233 @@
+"""The table of transfers.
+
+`TransfersProjection` keeps it in step with the journal; the functions below it read it. Every
+function takes a connection first and commits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from tbot.core import clock
+from tbot.core.errors import NotFound
+from tbot.journal.chain import Entry
+from tbot.journal.commands import AccountState, Command, States, Write
+from tbot.ledger import transfers
+from tbot.ledger.transfers import Transfer, TransferCommand, Transfers, TransferState
+
+type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
+
+_COLUMNS: Final = Transfer.__struct_fields__
+_SELECT: Final = ", ".join(f"t.{name}" for name in _COLUMNS)
+# Amounts, times and metadata travel as texts: the server reads them faster than we could write
+# them in its binary form.
+_INSERT: Final = f"""INSERT INTO transfers ({", ".join(_COLUMNS)})
+SELECT id, source_id, target_id, asset, amount::numeric, state, posted_amount::numeric,
+ expires_at::timestamptz, reverses, reversed_by, group_id, metadata::jsonb,
+ created_at::timestamptz, updated_at::timestamptz
+FROM unnest({{0}}::uuid[], {{1}}::uuid[], {{2}}::uuid[], {{3}}::text[], {{4}}::text[],
+ {{5}}::text[], {{6}}::text[], {{7}}::text[], {{8}}::uuid[], {{9}}::uuid[], {{10}}::uuid[],
+ {{11}}::text[], {{12}}::text[], {{13}}::text[]) AS u ({", ".join(_COLUMNS)})"""
+_UPDATE: Final = """UPDATE transfers t SET state = u.state,
+ posted_amount = u.posted_amount::numeric, reversed_by = u.reversed_by,
+ updated_at = u.updated_at::timestamptz
+FROM unnest({0}::uuid[], {1}::text[], {2}::text[], {3}::uuid[], {4}::text[])
+ AS u (id, state, posted_amount, reversed_by, updated_at) WHERE t.id = u.id"""
+
+_encode = msgspec.json.Encoder().encode
+_decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
+
+
+class TransfersProjection:
+    """Keeps `transfers` in step with the journal."""
+
+    async def load(
+        self, connection: asyncpg.Connection[Any], states: Sequence[AccountState]
+    ) -> None:
+        """Read the pending transfers out of the accounts."""
+        by_id = {state.account_id: state.part(Transfers) for state in states}
+        for row in await connection.fetch(
+            f"SELECT {_SELECT} FROM transfers t WHERE t.source_id = ANY($1::uuid[])"
+            " AND t.state = 'pending'",
+            list(by_id),
+        ):
+            by_id[row["source_id"]].put(_transfer(row))
+
+    async def fetch(
+        self, connection: asyncpg.Connection[Any], commands: Sequence[Command[Any]], states: States
+    ) -> None:
+        """Read final transfers that commands name."""
+        for state in states.values():
+            part = state.parts.get(Transfers)
+            if part is not None and (part.recalled or part.created or part.changed):
+                part.forget()
+        wanted = [
+            command.transfer_id
+            for command in commands
+            if isinstance(command, TransferCommand)
+            and command.source_id in states
+            and command.transfer_id not in states[command.source_id].part(Transfers).open
+        ]
+        if not wanted:
+            return
+        for row in await connection.fetch(
+            f"SELECT {_SELECT} FROM transfers t WHERE t.id = ANY($1::uuid[])", wanted
+        ):
+            if row["source_id"] in states and row["state"] != "pending":
+                states[row["source_id"]].part(Transfers).put(_transfer(row))
+
+    def apply(self, state: AccountState, entry: Entry) -> None:
+        """See `tbot.ledger.transfers.apply`."""
+        transfers.apply(state, entry)
+
+    def writes(self, states: Sequence[AccountState]) -> list[Write]:
+        """New transfers, and those that were resolved or reversed."""
+        created: list[Transfer] = []
+        changed: list[Transfer] = []
+        for state in states:
+            part = state.parts.get(Transfers)
+            if part is None or not (part.created or part.changed):
+                continue
+            created += [part.find(transfer_id) for transfer_id in part.created]
+            changed += [part.find(transfer_id) for transfer_id in part.changed]
+            part.forget()
+        writes = []
+        if created:
+            writes.append(
+                Write(
+                    _INSERT,
+                    [
+                        [t.id for t in created],
+                        [t.source_id for t in created],
+                        [t.target_id for t in created],
+                        [t.asset for t in created],
+                        [str(t.amount) for t in created],
+                        [t.state for t in created],
+                        [str(t.posted_amount) for t in created],
+                        [t.expires_at for t in created],
+                        [t.reverses for t in created],
+                        [t.reversed_by for t in created],
+                        [t.group_id for t in created],
+                        [_encode(t.metadata).decode() if t.metadata else "{}" for t in created],
+                        [t.created_at for t in created],
+                        [t.updated_at for t in created],
+                    ],
+                )
+            )
+        if changed:
+            writes.append(
+                Write(
+                    _UPDATE,
+                    [
+                        [t.id for t in changed],
+                        [t.state for t in changed],
+                        [str(t.posted_amount) for t in changed],
+                        [t.reversed_by for t in changed],
+                        [t.updated_at for t in changed],
+                    ],
+                )
+            )
+        return writes
+
+
+def _transfer(row: asyncpg.Record) -> Transfer:
+    expires_at = row["expires_at"]
+    return Transfer(
+        id=row["id"],
+        source_id=row["source_id"],
+        target_id=row["target_id"],
+        asset=row["asset"],
+        amount=row["amount"],
+        state=TransferState(row["state"]),
+        posted_amount=row["posted_amount"],
+        expires_at=None if expires_at is None else clock.stamp(expires_at),
+        reverses=row["reverses"],
+        reversed_by=row["reversed_by"],
+        group_id=row["group_id"],
+        metadata=_decode_metadata(row["metadata"]),
+        created_at=clock.stamp(row["created_at"]),
+        updated_at=clock.stamp(row["updated_at"]),
+    )
+
+
+async def get_transfer(connection: Connection, transfer_id: UUID) -> Transfer:
+    """One transfer.
+
+    Raises:
+        NotFound: No such transfer.
+    """
+    row = await connection.fetchrow(
+        f"SELECT {_SELECT} FROM transfers t WHERE t.id = $1", transfer_id
+    )
+    if row is None:
+        raise NotFound("no such transfer")
+    return _transfer(row)
+
+
+async def list_transfers(
+    connection: Connection,
+    account_ids: Sequence[UUID],
+    *,
+    state: TransferState | None = None,
+    before: UUID | None = None,
+    limit: int = 100,
+) -> list[Transfer]:
+    """A page of the transfers out of and into these accounts, newest first; each once.
+
+    Args:
+        before: Only transfers older than this id (ids sort by time).
+        limit: At most this many (>= 1).
+    """
+    # Two index scans, each of which stops at the limit; an OR over both columns would sort all.
+    side = (
+        "(SELECT {} FROM transfers t WHERE t.{} = ANY($1::uuid[])"
+        " AND ($2::text IS NULL OR t.state = $2) AND ($3::uuid IS NULL OR t.id < $3)"
+        " ORDER BY t.id DESC LIMIT $4)"
+    )
+    rows = await connection.fetch(
+        side.format(_SELECT, "source_id")
+        + " UNION "
+        + side.format(_SELECT, "target_id")
+        + " ORDER BY 1 DESC LIMIT $4",
+        list(account_ids),
+        state,
+        before,
+        limit,
+    )
+    return [_transfer(row) for row in rows]
+
+
+async def list_sent(
+    connection: Connection, source_id: UUID, *, after: UUID | None = None, limit: int = 100
+) -> list[Transfer]:
+    """Transfers out of one account, oldest first: what a replay of its stream must give again.
+
+    Args:
+        after: Only transfers with a higher id.
+        limit: At most this many (>= 1).
+    """
+    rows = await connection.fetch(
+        f"SELECT {_SELECT} FROM transfers t WHERE t.source_id = $1"
+        " AND ($2::uuid IS NULL OR t.id > $2) ORDER BY t.id LIMIT $3",
+        source_id,
+        after,
+        limit,
+    )
+    return [_transfer(row) for row in rows]
+
+
+async def list_overdue(connection: Connection, now: datetime, limit: int) -> list[Transfer]:
+    """Pending transfers whose time is over, the longest overdue first."""
+    rows = await connection.fetch(
+        f"SELECT {_SELECT} FROM transfers t WHERE t.state = 'pending' AND t.expires_at <= $1"
+        " ORDER BY t.expires_at LIMIT $2",
+        now,
+        limit,
+    )
+    return [_transfer(row) for row in rows]
