@@ -72,6 +72,14 @@ def _escape(
     return event
 
 
+_least = logging.NOTSET
+
+
+def heard(level: int) -> bool:
+    """Whether an event of this level (`logging.INFO` …) is written anywhere."""
+    return level >= _least
+
+
 def configure(level: str = "info", form: Literal["auto", "json", "text"] = "auto") -> None:
     """Send structlog and standard logging to stderr through the same guards.
 
@@ -80,6 +88,7 @@ def configure(level: str = "info", form: Literal["auto", "json", "text"] = "auto
         form: `json` for machines, `text` for people, `auto` to choose by whether stderr is a
             terminal.
     """
+    global _least  # noqa: PLW0603 - logging is the process's
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -111,5 +120,6 @@ def configure(level: str = "info", form: Literal["auto", "json", "text"] = "auto
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    _least = root.level
     for noisy in ("httpx", "httpcore", "websockets", "asyncio", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(max(root.level, logging.WARNING))

@@ -42,6 +42,11 @@ class HttpSettings(BaseModel):
         "all", description="Which requests leave a log event: `errors` are statuses from 400 on."
     )
 
+    @property
+    def log_from(self) -> int:
+        """The least HTTP status that leaves a log event."""
+        return {"all": 0, "errors": 400, "off": 1000}[self.access_log]
+
 
 class DatabaseSettings(BaseModel):
     """Postgres: embedded unless a URL is given."""
@@ -450,6 +455,23 @@ class RiskSettings(BaseModel):
     price_age_s_max: float = Field(10.0, gt=0, description="Oldest market price for a check.")
 
 
+class AuditSettings(BaseModel):
+    """Anchors: signed heads of the journal, outside the database."""
+
+    directory: Path | None = Field(
+        None,
+        description="Where the audit key and the anchors are; by default beside the data "
+        "directory, with `.audit` added to its name. Best on a disk of others than the "
+        "database's administrators.",
+    )
+    anchor_interval_s: float = Field(
+        0.0,
+        ge=0,
+        description="How often a running server anchors what moved; 0 leaves it to "
+        "`tbot audit anchor`.",
+    )
+
+
 class Settings(BaseSettings):
     """All settings of a T-Bot process."""
 
@@ -480,6 +502,7 @@ class Settings(BaseSettings):
     market: MarketSettings = Field(default_factory=MarketSettings)
     stream: StreamSettings = Field(default_factory=StreamSettings)
     risk: RiskSettings = Field(default_factory=RiskSettings)
+    audit: AuditSettings = Field(default_factory=AuditSettings)
     payments: PaymentSettings = Field(default_factory=PaymentSettings)
     simulated_provider: SimulatedProviderSettings = Field(default_factory=SimulatedProviderSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)

@@ -29,6 +29,7 @@ from tbot.web import (
 from tbot.web.deps import Deps
 from tbot.web.edge import Edge
 from tbot.web.exports import Exports
+from tbot.web.lean import Application
 from tbot.web.problems import Problem, problem_of
 
 _DESCRIPTION: Final = """
@@ -52,14 +53,14 @@ _TAGS: Final = [
 ]
 
 
-def build_app(deps: Deps) -> FastAPI:
+def build_app(deps: Deps) -> Application:
     """The edge's application.
 
     Args:
         deps: Started parts; `boot` starts and stops them around the server, the application
             itself has no lifespan.
     """
-    app = FastAPI(
+    app = Application(
         title="T-Bot",
         version=__version__,
         summary="A self-hosted trading backend for spot markets.",
@@ -87,6 +88,7 @@ def build_app(deps: Deps) -> FastAPI:
     if deps.settings.http.public_docs:
         app.router.routes.extend(docs_page.docs_routes())
         app.add_api_route("/openapi.json", _schema, include_in_schema=False)
+    app.serve_lean(deps)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 

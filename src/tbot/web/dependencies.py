@@ -27,7 +27,7 @@ bearer: Final = OAuth2PasswordBearer(
     refreshUrl="/v1/token/refresh",
 )
 
-_PRINCIPAL: Final = "tbot.principal"
+PRINCIPAL: Final = "tbot.principal"
 
 
 async def get_deps(request: Request) -> Deps:
@@ -54,7 +54,7 @@ async def check_principal(request: Request, scopes: Sequence[str]) -> Principal:
         raise InvalidToken("the Authorization header has to be one Bearer token")
     deps: Deps = request.app.state.deps
     principal = await authenticate(deps.auth, token.strip(" "))
-    request.scope[_PRINCIPAL] = principal
+    request.scope[PRINCIPAL] = principal
     principal.require(*scopes)
     return principal
 
@@ -63,13 +63,13 @@ async def current_principal(
     request: Request, _: Annotated[str | None, Depends(bearer)]
 ) -> Principal:
     """Who asks, as `StrictRoute` found out by `check_principal` before it read the body."""
-    principal: Principal = request.scope[_PRINCIPAL]
+    principal: Principal = request.scope[PRINCIPAL]
     return principal
 
 
 def principal_of(request: Request) -> Principal | None:
     """Who asks, if the request has got far enough to know; for logs."""
-    return request.scope.get(_PRINCIPAL)
+    return request.scope.get(PRINCIPAL)
 
 
 def actor_of(request: Request, principal: Principal) -> Actor:
@@ -93,6 +93,15 @@ AccountWriter = Annotated[
 ]
 OrderReader = Annotated[Principal, Security(current_principal, scopes=[Scope.ORDERS_READ.value])]
 OrderWriter = Annotated[Principal, Security(current_principal, scopes=[Scope.ORDERS_WRITE.value])]
+PaymentWriter = Annotated[
+    Principal, Security(current_principal, scopes=[Scope.PAYMENTS_WRITE.value])
+]
+PaymentApprover = Annotated[
+    Principal, Security(current_principal, scopes=[Scope.PAYMENTS_APPROVE.value])
+]
+WebhookWriter = Annotated[
+    Principal, Security(current_principal, scopes=[Scope.WEBHOOKS_WRITE.value])
+]
 Admin = Annotated[Principal, Security(current_principal, scopes=[Scope.ADMIN.value])]
 
 

@@ -6,14 +6,17 @@ security headers, turns what nobody caught into a plain 500, counts, and writes 
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from time import perf_counter
 from typing import Any, Final
 
 import structlog
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tbot.core.log import heard
 from tbot.core.settings import HttpSettings
 from tbot.web import metrics
 from tbot.web.limits import limited
@@ -21,15 +24,15 @@ from tbot.web.problems import Problem, problem_of
 
 _log = structlog.get_logger(__name__)
 
-_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
-_ALWAYS: Final[tuple[tuple[bytes, bytes], ...]] = (
+ALWAYS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_DEFAULTS: Final[tuple[tuple[bytes, bytes], ...]] = (
+DEFAULTS: Final[tuple[tuple[bytes, bytes], ...]] = (
     # Whatever a route does not say can be kept, is private.
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -42,7 +45,7 @@ class Edge:
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self.app = app
         self._bytes_max = settings.body_bytes_max
-        self._log_from = {"all": 0, "errors": 400, "off": 1000}[settings.access_log]
+        self._log_from = settings.log_from
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; everything but HTTP passes through."""
@@ -52,7 +55,7 @@ class Edge:
         started_s = perf_counter()
         method: str = scope["method"]
         request_id = _request_id(scope)
-        headers = [(b"x-request-id", request_id.encode("ascii")), *_ALWAYS]
+        headers = [(b"x-request-id", request_id.encode("ascii")), *ALWAYS]
         inner = dict(scope)
         inner["tbot.request_id"] = request_id
         if method == "HEAD":
@@ -66,7 +69,7 @@ class Edge:
                 given: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
                 names = {name for name, _ in given}
                 given += headers
-                given += [header for header in _DEFAULTS if header[0] not in names]
+                given += [header for header in DEFAULTS if header[0] not in names]
                 message = {**message, "headers": given}
             elif method == "HEAD":
                 message = {**message, "body": b""}
@@ -84,23 +87,28 @@ class Edge:
                 duration_s = perf_counter() - started_s
                 metrics.observe(method, _route(inner), status, duration_s)
                 if status >= self._log_from:
-                    _write_log(inner, method, status, duration_s)
+                    log_request(inner, method, status, duration_s)
 
 
 async def _answer_error(
     error: Exception, scope: Scope, receive: Receive, send: Send, request_id: str
 ) -> None:
+    await problem_response(error, scope, request_id)(scope, receive, send)
+
+
+def problem_response(error: Exception, scope: Scope, request_id: str) -> Response:
+    """What the caller is told of an error; one that is our own fault is logged."""
     problem = problem_of(error)
     if problem is None:
         _log.error("request_failed", method=scope["method"], route=_route(scope), exc_info=error)
         problem = Problem("internal_error", "something went wrong on our side")
-    await problem.response(request_id)(scope, receive, send)
+    return problem.response(request_id)
 
 
 def _request_id(scope: Scope) -> str:
     """The caller's own id where it is harmless, else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return bytes(value).decode("ascii")
     return secrets.token_hex(12)
 
@@ -111,7 +119,10 @@ def _route(scope: Scope) -> str:
     return template or "unmatched"
 
 
-def _write_log(scope: Scope, method: str, status: int, duration_s: float) -> None:
+def log_request(scope: Scope, method: str, status: int, duration_s: float) -> None:
+    """Write the access log's event, if anybody wants to read it."""
+    if not heard(logging.INFO):
+        return
     principal = scope.get("tbot.principal")
     fields: dict[str, Any] = {
         "method": method,

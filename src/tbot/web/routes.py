@@ -13,13 +13,25 @@ from fastapi import APIRouter, params
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from tbot.web.dependencies import check_principal, current_principal
 from tbot.web.limits import check_media_type, parse_json
 
 
-class _StrictRequest(Request):
-    """A request whose `json` is strict."""
+class StrictRequest(Request):
+    """A request whose `json` is strict.
+
+    Args:
+        read: Its body and what that parses to, where that is known already.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, read: tuple[bytes, Any] | None = None
+    ) -> None:
+        super().__init__(scope, receive)
+        if read is not None:
+            self._body, self._json = read
 
     async def json(self) -> Any:
         """The body, by `parse_json`."""
@@ -44,7 +56,7 @@ class StrictRoute(APIRoute):
                 await check_principal(request, scopes)
             if body is not None:
                 check_media_type(request.headers, form)
-            return await handler(_StrictRequest(request.scope, request.receive))
+            return await handler(StrictRequest(request.scope, request.receive))
 
         return strict
 

@@ -1,0 +1,214 @@
+"""Durable orders over HTTP, beside an endpoint that does nothing and a transaction per request.
+
+    make bench-orders            ARGS="--seconds 4 --rounds 3"
+
+API processes run on core 0; Postgres and the load generator on core 1. The compared servers take
+turns within each round, and the figures are medians over the rounds. Prints a table and ends with
+one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from writepath import place
+from writepath.firing import NUMBER, Shots, fire, post
+from writepath.place import Server
+
+PATH = "/v1/orders"
+MANY = 128
+
+
+class Orders:
+    """Limit orders that rest far below the market, each under a client id of its own."""
+
+    def __init__(self, server: Server, accounts: list[str], time_in_force: str = "gtc") -> None:
+        self._server = server
+        self._next = 0
+        self._parts = [self._split(account, time_in_force) for account in accounts]
+
+    def _split(self, account: str, time_in_force: str) -> tuple[bytes, bytes]:
+        body = {
+            "account_id": account,
+            "symbol": "BTC-USDT",
+            "side": "buy",
+            "type": "limit",
+            "quantity": "0.00125",
+            "limit_price": "30000.01",
+            "time_in_force": time_in_force,
+            "client_order_id": "bench-" + (NUMBER % 0).decode(),
+        }
+        whole = post(
+            self._server.port,
+            PATH,
+            self._server.token,
+            json.dumps(body).encode(),
+            "Accept: */*\r\n",
+        )
+        before, after = whole.split(b"bench-" + NUMBER % 0)
+        return before + b"bench-", after
+
+    def request(self, number: int) -> bytes:
+        """The bytes of order number n; accounts take turns."""
+        before, after = self._parts[number % len(self._parts)]
+        return before + NUMBER % number + after
+
+    def fire(self, connections: int, seconds: float) -> Shots:
+        """One stretch of load."""
+        shots, self._next = fire(self._server.port, connections, seconds, self.request, self._next)
+        return shots
+
+
+def told(name: str, shots: Shots, server: Server, before_s: float) -> None:
+    """One line of the table; the processor columns tell who was the bottleneck."""
+    busy = (server.processor_s() - before_s) / (shots.seconds + 0.5)
+    firing = shots.processor_s / shots.seconds
+    print(
+        f"  {name:34s} {shots.per_s:8.0f}/s   p50 {shots.ms(50):7.2f} ms"
+        f"   p99 {shots.ms(99):7.2f} ms   server {busy:4.0%}   generator {firing:4.0%}",
+        flush=True,
+    )
+
+
+async def compare(
+    dsn: str, runs: dict[str, tuple[Server, Callable[[], Shots]]], rounds: int
+) -> dict[str, list[Shots]]:
+    """Each run once per round, in turn."""
+    found: dict[str, list[Shots]] = {name: [] for name in runs}
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}")
+        for name, (server, run) in runs.items():
+            await place.calm(dsn)
+            before_s = server.processor_s()
+            shots = await asyncio.to_thread(run)
+            told(name, shots, server, before_s)
+            found[name].append(shots)
+    return found
+
+
+def middle(shots: list[Shots], of: Callable[[Shots], float]) -> float:
+    """The median of a figure over the rounds."""
+    return median(of(each) for each in shots)
+
+
+async def gateway_off(dsn: str, owner: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All but the venue: the comparisons."""
+    kinds = {
+        "stock": ("stock", {"path": PATH, "cached": True}),
+        "stock, uncached": ("stock", {"path": PATH, "cached": False}),
+        "ours": ("ours", {"accounts": 64}),
+        "each": ("one_transaction", {"accounts": 8}),
+    }
+    with (
+        place.serving(kinds["stock"][0], dsn, **kinds["stock"][1]) as stock,
+        place.serving(kinds["stock, uncached"][0], dsn, **kinds["stock, uncached"][1]) as uncached,
+        place.serving(kinds["ours"][0], dsn, **kinds["ours"][1]) as ours,
+        place.serving(kinds["each"][0], dsn, **kinds["each"][1]) as each,
+    ):
+        accounts = ours.facts["accounts"]
+        nobody = ["00000000-0000-7000-8000-000000000000"]
+        many = Orders(ours, accounts[1:])
+        hot = Orders(ours, accounts[:1])
+        each_hot = Orders(each, each.facts["accounts"][:1])
+        each_many = Orders(each, each.facts["accounts"][1:])
+        plain, slow = Orders(stock, nobody), Orders(uncached, nobody)
+        many._next = 10**9
+        each_many._next = 10**9
+        seconds = options.seconds
+        runs: dict[str, tuple[Server, Callable[[], Shots]]] = {
+            "stock": (stock, lambda: plain.fire(MANY, seconds)),
+            "ours": (ours, lambda: many.fire(MANY, seconds)),
+            "stock, no token cache": (uncached, lambda: slow.fire(MANY, seconds)),
+            "one hot account, ours": (ours, lambda: hot.fire(MANY, seconds)),
+            "one hot account, transaction each": (each, lambda: each_hot.fire(MANY, seconds)),
+            "one connection, ours": (ours, lambda: many.fire(1, seconds)),
+            "one connection, transaction each": (each, lambda: each_many.fire(1, seconds)),
+            "transaction each": (each, lambda: each_many.fire(MANY, seconds)),
+        }
+        if options.only:
+            runs = {name: run for name, run in runs.items() if name in options.only.split("+")}
+        found = await compare(owner, runs, options.rounds)
+        if options.only:
+            return {}
+
+    def per_s(name: str) -> float:
+        return middle(found[name], lambda s: s.per_s)
+
+    def p50(name: str) -> float:
+        return middle(found[name], lambda s: s.ms(50))
+
+    return {
+        "orders_per_s": round(per_s("ours")),
+        "ratio_stock": round(per_s("ours") / per_s("stock"), 2),
+        "ratio_stock_uncached": round(per_s("ours") / per_s("stock, no token cache"), 2),
+        "ratio_hot_account": round(
+            per_s("one hot account, ours") / per_s("one hot account, transaction each"), 2
+        ),
+        "ratio_p50_single": round(
+            p50("one connection, ours") / p50("one connection, transaction each"), 2
+        ),
+        "p50_ms": round(p50("ours"), 2),
+        "p99_ms": round(middle(found["ours"], lambda s: s.ms(99)), 2),
+        "stock_per_s": round(per_s("stock")),
+        "hot_per_s": round(per_s("one hot account, ours")),
+        "p50_single_ms": round(p50("one connection, ours"), 3),
+        "ratio_one_transaction": round(per_s("ours") / per_s("transaction each"), 2),
+    }
+
+
+async def gateway_on(dsn: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The same orders with the gateway in the same process, sending them to the paper exchange.
+
+    Immediate-or-cancel far from the market: the exchange answers each at once, and each order is
+    two commands more than without a gateway: its acknowledgement and its end.
+    """
+    with place.exchange() as access:
+        environment = {"TBOT_GATEWAY__IN_FLIGHT_MAX": 2048}
+        with place.serving(
+            "ours", dsn, accounts=64, exchange=access, environment=environment
+        ) as ours:
+            orders = Orders(ours, ours.facts["accounts"], "ioc")
+            found = []
+            for number in range(options.rounds):
+                before_s = ours.processor_s()
+                shots = await asyncio.to_thread(orders.fire, MANY, options.seconds)
+                told(f"gateway on, round {number + 1}", shots, ours, before_s)
+                found.append(shots)
+    return {
+        "gateway_on_orders_per_s": round(middle(found, lambda s: s.per_s)),
+        "gateway_on_p50_ms": round(middle(found, lambda s: s.ms(50)), 2),
+        "gateway_on_p99_ms": round(middle(found, lambda s: s.ms(99)), 2),
+    }
+
+
+async def main(options: argparse.Namespace) -> dict[str, Any]:
+    pinned = place.pin(place.LOAD_CORE)
+    async with place.database() as server:
+        dsn = server.dsn("app")
+        print("Postgres:", await place.durability(dsn))
+        print("cores:", "API on 0; Postgres and load on 1" if pinned else "not pinned")
+        figures = {}
+        if options.gateway != "only":
+            figures = await gateway_off(dsn, server.dsn("superuser"), options)
+        if options.gateway != "off":
+            figures |= await gateway_on(dsn, options)
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0, help="Length of one stretch.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gateway", choices=["both", "off", "only"], default="both")
+    parser.add_argument("--only", default="", help="Names of runs, joined by +; no figures then.")
+    print(json.dumps(asyncio.run(main(parser.parse_args()))))

@@ -1,0 +1,1 @@
+"""What the write path's benchmarks share: places, servers, baselines, and who fires at them."""

@@ -1,0 +1,274 @@
+"""Hot routes without FastAPI's machinery: the same checks, the same function, fewer steps.
+
+A POST to an exact path whose function takes a body model, header texts and the parts that every
+route is given, and returns a `Response`, is served here. It stays registered with FastAPI, which
+describes it in OpenAPI, and which gets every request that is not plain or not good: nothing has
+been done by then, so whatever is wrong with it is found and told there, in the same words. Only
+what happens after the function was called is answered here.
+
+`Application` is the FastAPI that looks here first.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final, get_type_hints
+
+import structlog
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from tbot.auth.flow import authenticate
+from tbot.web import metrics
+from tbot.web.dependencies import PRINCIPAL, current_principal, get_deps
+from tbot.web.deps import Deps
+from tbot.web.edge import ALWAYS, DEFAULTS, REQUEST_ID, log_request, problem_response
+from tbot.web.limits import URI_BYTES_MAX, parse_json
+from tbot.web.routes import StrictRequest, StrictRoute, required_scopes
+
+_JSON: Final = b"application/json"
+_BEARER: Final = re.compile(rb"[Bb]earer ([!-~]+)")
+_LENGTH: Final = re.compile(rb"[0-9]{1,15}")
+_ALL_DEFAULTS: Final = [*ALWAYS, *DEFAULTS]
+_DEFAULT_NAMES: Final = frozenset(name for name, _ in DEFAULTS)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How to call one route's function."""
+
+    route: APIRoute
+    call: Callable[..., Awaitable[Response]]
+    scopes: Sequence[str]
+    validate: Callable[[Any], Any]
+    body_name: str
+    request_name: str | None
+    parts_names: tuple[str, ...]
+    principal_names: tuple[str, ...]
+    headers: tuple[tuple[str, bytes, Any], ...]
+    """Name, header and FastAPI's field of each header parameter."""
+
+
+def _plan(route: APIRoute) -> _Plan | None:
+    """How to serve a route lean; None for one that needs more than there is here."""
+    scopes = required_scopes(route)
+    needs = route.dependant
+    if scopes is None or route.methods != {"POST"} or "{" in route.path:
+        return None
+    if (
+        needs.path_params
+        or needs.query_params
+        or needs.cookie_params
+        or len(needs.body_params) != 1
+    ):
+        return None
+    if any(
+        (
+            needs.response_param_name,
+            needs.background_tasks_param_name,
+            needs.http_connection_param_name,
+            needs.security_scopes_param_name,
+        )
+    ):
+        return None
+    model = needs.body_params[0].field_info.annotation
+    returns = get_type_hints(route.endpoint).get("return")
+    calls = {dependency.call for dependency in needs.dependencies}
+    if (
+        returns is not Response
+        or not (isinstance(model, type) and issubclass(model, BaseModel))
+        or not calls <= {get_deps, current_principal}
+    ):
+        return None
+    return _Plan(
+        route=route,
+        call=route.endpoint,
+        scopes=scopes,
+        validate=model.__pydantic_validator__.validate_python,
+        body_name=needs.body_params[0].name,
+        request_name=needs.request_param_name,
+        parts_names=_names(route, get_deps),
+        principal_names=_names(route, current_principal),
+        headers=tuple(
+            (field.name, field.alias.lower().encode(), field) for field in needs.header_params
+        ),
+    )
+
+
+def _names(route: APIRoute, call: Any) -> tuple[str, ...]:
+    found = (d.name for d in route.dependant.dependencies if d.call is call)
+    return tuple(name for name in found if name is not None)
+
+
+class _Aside(Exception):
+    """This request is for FastAPI."""
+
+
+class Application(FastAPI):
+    """FastAPI, with its hot routes served lean once `serve_lean` was called."""
+
+    def serve_lean(self, deps: Deps) -> list[str]:
+        """Look through the routes; the paths of those that are served lean from now on."""
+        self._deps = deps
+        self._bytes_max = deps.settings.http.body_bytes_max
+        self._depth_max = deps.settings.http.json_depth_max
+        self._log_from = deps.settings.http.log_from
+        self._plans = {
+            route.path: plan
+            for route in self.router.routes
+            if isinstance(route, StrictRoute) and (plan := _plan(route)) is not None
+        }
+        return sorted(self._plans)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        plan = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            plan = self._plans.get(scope["path"])
+        if plan is None:
+            await super().__call__(scope, receive, send)
+            return
+        started_s = perf_counter()
+        messages: list[Message] = []
+        try:
+            arguments, request_id = await self._arguments(plan, scope, receive, messages)
+        except Exception:  # noqa: BLE001 - told by those who tell everything that is wrong
+            await super().__call__(scope, _replay(messages, receive), send)
+            return
+        await self._answer(plan, arguments, request_id, started_s, scope, send)
+
+    async def _arguments(
+        self, plan: _Plan, scope: Scope, receive: Receive, messages: list[Message]
+    ) -> tuple[dict[str, Any], str]:
+        """What to call the function with.
+
+        Args:
+            messages: Takes what was received, for somebody else to receive it again.
+
+        Raises:
+            Exception: It is not for us.
+        """
+        given: list[tuple[bytes, bytes]] = scope["headers"]
+        headers = dict(given)
+        if len(headers) != len(given) or scope["query_string"]:
+            raise _Aside
+        bearer = _BEARER.fullmatch(headers[b"authorization"])
+        length = headers[b"content-length"]
+        if (
+            bearer is None
+            or headers[b"content-type"] != _JSON
+            or b"content-encoding" in headers
+            or not _LENGTH.fullmatch(length)
+            or int(length) > self._bytes_max
+            or len(scope["raw_path"]) > URI_BYTES_MAX
+        ):
+            raise _Aside
+        principal = await authenticate(self._deps.auth, bearer[1].decode("ascii"))
+        principal.require(*plan.scopes)
+        body = await _body(receive, messages)
+        content = parse_json(body, self._depth_max)
+        arguments = {plan.body_name: plan.validate(content)}
+        for name, header, field in plan.headers:
+            value = headers.get(header)
+            if value is not None:
+                arguments[name], errors = field.validate(value.decode("latin-1"), {}, loc=())
+                if errors:
+                    raise _Aside
+        request_id = _request_id(headers)
+        scope["tbot.request_id"] = request_id
+        scope[PRINCIPAL] = principal
+        scope["app"] = self
+        scope["route"] = plan.route
+        for name in plan.parts_names:
+            arguments[name] = self._deps
+        for name in plan.principal_names:
+            arguments[name] = principal
+        if plan.request_name is not None:
+            arguments[plan.request_name] = StrictRequest(scope, receive, (body, content))
+        return arguments, request_id
+
+    async def _answer(
+        self,
+        plan: _Plan,
+        arguments: dict[str, Any],
+        request_id: str,
+        started_s: float,
+        scope: Scope,
+        send: Send,
+    ) -> None:
+        """Call the function and send what it answers, as `Edge` would."""
+        status = 0
+        tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            try:
+                response = await plan.call(**arguments)
+            except Exception as error:  # noqa: BLE001 - every fault gets an answer
+                response = problem_response(error, scope, request_id)
+            status = response.status_code
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": status,
+                    "headers": _with_ours(response.raw_headers, request_id),
+                }
+            )
+            await send({"type": "http.response.body", "body": response.body})
+        finally:
+            duration_s = perf_counter() - started_s
+            metrics.observe("POST", plan.route.path, status, duration_s)
+            if status >= self._log_from:
+                log_request(scope, "POST", status, duration_s)
+            structlog.contextvars.reset_contextvars(**tokens)
+
+
+def _with_ours(given: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+    """A response's headers with those that every response has."""
+    headers = [*given, (b"x-request-id", request_id.encode("ascii")), *_ALL_DEFAULTS]
+    if _DEFAULT_NAMES.isdisjoint([name for name, _ in given]):
+        return headers
+    said = {name for name, _ in given}
+    rest = [header for header in DEFAULTS if header[0] not in said]
+    return [*given, (b"x-request-id", request_id.encode("ascii")), *ALWAYS, *rest]
+
+
+async def _body(receive: Receive, messages: list[Message]) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        messages.append(message)
+        if message["type"] != "http.request":
+            raise _Aside
+        part: bytes = message.get("body", b"")
+        body = body + part if body else part
+        if not message.get("more_body", False):
+            return body
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """A `receive` that begins with what was received already."""
+    if not messages:
+        return receive
+    rest = iter(messages)
+
+    async def again() -> Message:
+        for message in rest:
+            return message
+        return await receive()
+
+    return again
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id")
+    if given is not None and REQUEST_ID.fullmatch(given):
+        return given.decode("ascii")
+    return secrets.token_hex(12)
