@@ -15,12 +15,14 @@ from starlette.routing import BaseRoute, Route
 from tbot import __version__
 from tbot.web import (
     accounts,
+    callbacks,
     docs_page,
     health,
     history,
     market,
     openapi,
     orders,
+    payments,
     statements,
     stream,
     tokens,
@@ -48,6 +50,7 @@ _TAGS: Final = [
     {"name": "users", "description": "Yourself; for administrators, all users."},
     {"name": "accounts", "description": "Accounts, what is on them, and how it came there."},
     {"name": "orders", "description": "Place, follow and cancel orders."},
+    {"name": "payments", "description": "Deposits and withdrawals of cash accounts."},
     {"name": "market", "description": "Instruments and market data."},
     {"name": "health", "description": "For those who operate T-Bot."},
 ]
@@ -80,7 +83,18 @@ def build_app(deps: Deps) -> Application:
     app.add_exception_handler(RequestValidationError, _answer)
     app.add_middleware(Edge, settings=deps.settings.http)
     # One flat table: FastAPI's nested routers are matched twice for every request.
-    for module in (orders, accounts, history, statements, market, tokens, users, health):
+    for module in (
+        orders,
+        accounts,
+        history,
+        statements,
+        payments,
+        callbacks,
+        market,
+        tokens,
+        users,
+        health,
+    ):
         app.router.routes.extend(module.routes.routes)
     if deps.streams is not None:
         app.state.streams = deps.streams

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tbot.auth.flow import Auth
 from tbot.auth.store import Pool
 from tbot.core.settings import Settings
+from tbot.ledger.payments_flow import PaymentDesk
 from tbot.market.feed import MarketFeed
 from tbot.orders.flow import OrderDesk
 from tbot.web.stream import Streams
@@ -26,6 +27,7 @@ class Deps:
         feeds: Live market data, by venue.
         streams: Serves `/v1/stream`; None leaves the endpoint out.
         checks: By name, what has to be ready for `/health/ready`.
+        payments: None takes no payments.
     """
 
     settings: Settings
@@ -35,3 +37,4 @@ class Deps:
     feeds: Mapping[str, MarketFeed] = field(default_factory=dict)
     streams: Streams | None = None
     checks: Mapping[str, Check] = field(default_factory=dict)
+    payments: PaymentDesk | None = None

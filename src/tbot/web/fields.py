@@ -93,11 +93,21 @@ def _harmless(value: str) -> str:
     return unicodedata.normalize("NFC", value)
 
 
+Harmless: Final = AfterValidator(_harmless)
+
 Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=64),
-    AfterValidator(_harmless),
+    Harmless,
     Field(examples=["main"], strict=True),
+]
+
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=40), Harmless],
+        Annotated[str, StringConstraints(max_length=500), Harmless, Field(strict=True)],
+    ],
+    Field(max_length=20, description="Notes of your own.", examples=[{"invoice": "2026-117"}]),
 ]
 
 Timestamp = Annotated[
@@ -137,9 +147,7 @@ def _moment(value: Any) -> Any:
 Moment = Annotated[
     datetime,
     BeforeValidator(_moment),
-    WithJsonSchema(
-        {"type": "string", "format": "date-time", "examples": ["2026-11-22T05:14:43Z"]}
-    ),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-22T05:14:43Z"]}),
 ]
 """An instant that a caller names: RFC 3339 with a zone, at most microseconds."""
 
