@@ -242,6 +242,8 @@ async def get_statement(
     """
     await own_account(parts, principal, account_id)
     form = format_of(request)
+    if end is not None and end > clock.utc_now():
+        raise invalid("lies in the future", parameter="to")
     if begin is not None and end is not None and end < begin:
         raise invalid("lies before `from`", parameter="to")
     wanted = Filter(asset, holds)
