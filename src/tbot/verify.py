@@ -24,7 +24,9 @@ from tbot.journal import chain
 from tbot.journal.batch import OWN_HOLDERS
 from tbot.journal.commands import AccountState, Projection
 from tbot.ledger import store as ledger_store
+from tbot.ledger import transfers_store
 from tbot.ledger.entries import Balance, Ledger
+from tbot.ledger.transfers import Transfers
 from tbot.orders import store as orders_store
 from tbot.orders.book import Orders
 from tbot.orders.model import Fill
@@ -128,6 +130,7 @@ async def _verify(
         fills = state.part(Orders).new_fills
         await _compare_head(connection, stream, state, verdict)
         await _compare_ledger(connection, state, verdict)
+        await _compare_transfers(connection, state, verdict)
         await _compare_orders(connection, state, fills, verdict)
     for command, sums in open_commands.items():
         for asset, amount in sums.items():
@@ -199,6 +202,27 @@ async def _compare_ledger(
             replayed.balances.get(asset, Balance()),
             balances.get(asset, Balance()),
         )
+
+
+async def _compare_transfers(
+    connection: asyncpg.Connection[Any], state: AccountState, verdict: Verdict
+) -> None:
+    replayed = state.part(Transfers)
+    where = f"account {state.account_id}"
+    expected = {**replayed.open, **replayed.recalled}
+    after = None
+    while True:
+        page = await transfers_store.list_sent(
+            connection, state.account_id, after=after, limit=PAGE_ENTRIES
+        )
+        for transfer in page:
+            found = expected.pop(transfer.id, None)
+            _compare(verdict, f"{where}, transfer {transfer.id}", found, transfer)
+        if len(page) < PAGE_ENTRIES:
+            break
+        after = page[-1].id
+    for transfer_id in expected:
+        verdict.fault(f"{where}: transfer {transfer_id} is in the journal but not in its table")
 
 
 async def _compare_orders(
@@ -299,3 +323,9 @@ async def _check_strays(connection: asyncpg.Connection[Any], verdict: Verdict) -
         )
         if strays:
             verdict.fault(f"{strays} rows of {table} belong to no stream")
+    strays = await connection.fetchval(
+        "SELECT count(*) FROM transfers t"
+        " WHERE NOT EXISTS (SELECT FROM streams s WHERE s.account_id = t.source_id)"
+    )
+    if strays:
+        verdict.fault(f"{strays} rows of transfers belong to no stream")

@@ -283,12 +283,12 @@ async def test_an_account_closes_only_when_nothing_is_left_on_it(desk: Any, pool
     pending = await desk.transfer(ann, bob, "10", pending=True)
     assert (await close(ann)).reason is Reason.ACCOUNT_NOT_EMPTY
     # The target has no stake in a pending transfer; once it is closed, nothing reaches it.
-    assert (await close(bob)).result.status == "closed"
+    assert (await close(bob)).result.account.status == "closed"
     assert (await desk.resolve(PostTransfer, pending)).reason is Reason.ACCOUNT_CLOSED
     await desk.resolve(VoidTransfer, pending)
     (eve,) = await cash(desk, "0")
     await desk.transfer(ann, eve, "10")
-    assert (await close(ann)).result.status == "closed"
+    assert (await close(ann)).result.account.status == "closed"
     assert (await desk.transfer(eve, ann, "1")).reason is Reason.ACCOUNT_CLOSED
     await desk.verified()
 

@@ -105,6 +105,28 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class LimitChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """Changes of an account's limits; what is UNSET stays.
+
+    Attributes:
+        overdraft: asset → the new limit, or None for no overdraft; other assets' stay.
+    """
+
+    max_order_notional: Decimal | msgspec.UnsetType = msgspec.UNSET
+    max_open_orders: int | msgspec.UnsetType = msgspec.UNSET
+    price_collar: Decimal | msgspec.UnsetType = msgspec.UNSET
+    allowed_instruments: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
+    overdraft: dict[str, Decimal | None] = {}
+
+    def of(self, limits: Limits) -> Limits:
+        """The limits after the changes."""
+        given = {name: getattr(self, name) for name in self.__struct_fields__}
+        changes = {name: value for name, value in given.items() if value is not msgspec.UNSET}
+        overdraft = {**limits.overdraft, **self.overdraft}
+        changes["overdraft"] = {asset: most for asset, most in overdraft.items() if most}
+        return msgspec.structs.replace(limits, **changes)
+
+
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """Who owns an account, where it trades, and within which limits.
 
@@ -287,6 +309,13 @@ class OpenAccount:
         return _account(states, self.account_id)
 
 
+class AccountAt(msgspec.Struct, frozen=True):
+    """An account, and the sequence of its newest entry."""
+
+    account: Account
+    sequence: int
+
+
 @dataclass(frozen=True, slots=True)
 class ChangeAccount:
     """Change an account's limits, status or name; None leaves one as it is.
@@ -298,7 +327,7 @@ class ChangeAccount:
     id: UUID
     actor: Actor
     account_id: UUID
-    limits: Limits | None = None
+    limits: LimitChanges | None = None
     status: str | None = None
     name: str | None = None
 
@@ -318,11 +347,12 @@ class ChangeAccount:
         drafts = []
         if self.name is not None and self.name != account.name:
             drafts.append(Draft(self.account_id, "account.renamed", {"name": self.name}))
-        if self.limits is not None and self.limits != account.limits:
-            if self.limits.overdraft and account.venue is not None:
+        limits = account.limits if self.limits is None else self.limits.of(account.limits)
+        if limits != account.limits:
+            if limits.overdraft and account.venue is not None:
                 return _no_overdraft()
             drafts.append(
-                Draft(self.account_id, "account.limits_changed", {"limits": self.limits.to_json()})
+                Draft(self.account_id, "account.limits_changed", {"limits": limits.to_json()})
             )
         if self.status is not None and self.status != account.status:
             if self.status == CLOSED:
@@ -332,9 +362,9 @@ class ChangeAccount:
             drafts.append(Draft(self.account_id, "account.status_changed", {"status": self.status}))
         return Drafts(tuple(drafts))
 
-    def result(self, states: States) -> Account:
+    def result(self, states: States) -> AccountAt:
         """The account as it is now."""
-        return _account(states, self.account_id)
+        return AccountAt(_account(states, self.account_id), states[self.account_id].seq)
 
 
 def _obstacle(state: AccountState) -> Refused | None:

@@ -19,7 +19,16 @@ from tbot.journal.commands import Accepted, Actor
 from tbot.journal.committer import Committer
 from tbot.journal.once import Kept, Once, replayed
 from tbot.ledger.assets import Assets
-from tbot.ledger.entries import Account, ChangeAccount, Limits, OpenAccount, kind_of
+from tbot.ledger.entries import (
+    Account,
+    AccountAt,
+    ChangeAccount,
+    LimitChanges,
+    Limits,
+    OpenAccount,
+    kind_of,
+)
+from tbot.ledger.transfers import TransferFacts
 from tbot.venues.base import Venue
 
 
@@ -43,6 +52,10 @@ class AccountDesk:
 
     Attributes:
         venues: By name; only their `deposit` is used here.
+        facts_kept_max: Accounts, and transfers, whose facts are remembered; then all are
+            forgotten.
+        transfers_known: Facts of transfers; see `tbot.ledger.transfers_flow`.
+        settings: Limits of transfers.
         assets: What amounts are checked against.
     """
 
@@ -52,6 +65,7 @@ class AccountDesk:
     default_limits: Limits
     _facts: dict[UUID, AccountFacts] = field(default_factory=dict)
     facts_kept_max: int = 100_000
+    transfers_known: dict[UUID, TransferFacts] = field(default_factory=dict)
     settings: LedgerSettings = field(default_factory=LedgerSettings)
     assets: Assets = field(init=False)
 
@@ -147,12 +161,14 @@ async def change_account(
     desk: AccountDesk,
     actor: Actor,
     account_id: UUID,
-    limits: Limits | None = None,
+    limits: LimitChanges | None = None,
     status: str | None = None,
     name: str | None = None,
     once: Once | None = None,
-) -> Account | Refused | Kept:
+) -> AccountAt | Refused | Kept:
     """Change an account's limits, status or name; None leaves one as it is.
+
+    Who may change what is the caller's business.
 
     Raises:
         NotFound: No such account.
@@ -162,5 +178,5 @@ async def change_account(
     outcome = await desk.committer.commit(command, once)
     if not isinstance(outcome, Accepted):
         return outcome
-    account: Account = outcome.result
-    return account
+    changed: AccountAt = outcome.result
+    return changed

@@ -91,6 +91,15 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
         return self.state is TransferState.PENDING
 
 
+class TransferFacts(msgspec.Struct, frozen=True):
+    """What never changes about a transfer: the accounts to be locked for it."""
+
+    id: UUID
+    source_id: UUID
+    target_id: UUID
+    asset: str
+
+
 class Transfers:
     """An account's pending transfers as their source, and the final ones that a batch asked for.
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
-import msgspec
 import structlog
 from prometheus_client import Counter
 
@@ -33,6 +31,7 @@ from tbot.ledger.transfers import (
     ReverseTransfer,
     Transfer,
     TransferCommand,
+    TransferFacts,
     TransferState,
     VoidTransfer,
     create_transfers,
@@ -45,57 +44,31 @@ _log = structlog.get_logger(__name__)
 _EXPIRED = Counter("tbot_transfers_expired_total", "Pending transfers released by their time.")
 
 
-class TransferFacts(msgspec.Struct, frozen=True):
-    """What never changes about a transfer: the accounts to be locked for it."""
+async def facts_of(desk: AccountDesk, transfer_id: UUID) -> TransferFacts:
+    """A transfer's accounts, from memory once they were read.
 
-    id: UUID
-    source_id: UUID
-    target_id: UUID
-    asset: str
-
-
-@dataclass(frozen=True, slots=True)
-class TransferDesk:
-    """What the functions below need.
-
-    Attributes:
-        accounts: With the committer, the pool and what is known of accounts and assets.
-        facts_kept_max: Transfers whose accounts are remembered; then all are forgotten.
+    Raises:
+        NotFound: No such transfer.
     """
+    known = desk.transfers_known.get(transfer_id)
+    if known is not None:
+        return known
+    async with desk.pool.acquire() as connection:
+        transfer = await store.get_transfer(connection, transfer_id)
+    return _remember(desk, transfer)
 
-    accounts: AccountDesk
-    facts_kept_max: int = 100_000
-    _facts: dict[UUID, TransferFacts] = field(default_factory=dict)
 
-    @property
-    def settings(self) -> LedgerSettings:
-        """Limits of transfers."""
-        return self.accounts.settings
-
-    async def facts(self, transfer_id: UUID) -> TransferFacts:
-        """A transfer's accounts, from memory once they were read.
-
-        Raises:
-            NotFound: No such transfer.
-        """
-        known = self._facts.get(transfer_id)
-        if known is not None:
-            return known
-        async with self.accounts.pool.acquire() as connection:
-            transfer = await store.get_transfer(connection, transfer_id)
-        return self.remember(transfer)
-
-    def remember(self, transfer: Transfer) -> TransferFacts:
-        """Keep the facts of a transfer that will be asked for again."""
-        if len(self._facts) >= self.facts_kept_max:
-            self._facts.clear()
-        facts = TransferFacts(transfer.id, transfer.source_id, transfer.target_id, transfer.asset)
-        self._facts[transfer.id] = facts
-        return facts
+def _remember(desk: AccountDesk, transfer: Transfer) -> TransferFacts:
+    """Keep the facts of a transfer that will be asked for again."""
+    if len(desk.transfers_known) >= desk.facts_kept_max:
+        desk.transfers_known.clear()
+    facts = TransferFacts(transfer.id, transfer.source_id, transfer.target_id, transfer.asset)
+    desk.transfers_known[transfer.id] = facts
+    return facts
 
 
 async def create(
-    desk: TransferDesk, actor: Actor, new: NewTransfer, once: Once | None = None
+    desk: AccountDesk, actor: Actor, new: NewTransfer, once: Once | None = None
 ) -> tuple[Transfer, ...] | Refused | Kept:
     """Make one transfer; the answer has one.
 
@@ -109,7 +82,7 @@ async def create(
 
 
 async def create_linked(
-    desk: TransferDesk, actor: Actor, new: Sequence[NewTransfer], once: Once | None = None
+    desk: AccountDesk, actor: Actor, new: Sequence[NewTransfer], once: Once | None = None
 ) -> tuple[Transfer, ...] | Refused | Kept:
     """Make transfers of which all are made or none, in their order.
 
@@ -123,7 +96,7 @@ async def create_linked(
 
 
 async def _create(
-    desk: TransferDesk,
+    desk: AccountDesk,
     actor: Actor,
     new: tuple[NewTransfer, ...],
     group_id: UUID | None,
@@ -137,32 +110,30 @@ async def _create(
             facts = {**(refusal.facts or {}), "transfer": number}
             return Refused(refusal.reason, f"transfer {number}: {refusal.detail}", facts)
     command = create_transfers(new_id(), actor, new, group_id, desk.settings.transfers_pending_max)
-    outcome = await desk.accounts.committer.commit(command, once)
+    outcome = await desk.committer.commit(command, once)
     if not isinstance(outcome, Accepted):
         return outcome
     made: tuple[Transfer, ...] = outcome.result
     for transfer in made:
         if transfer.pending:
-            desk.remember(transfer)
+            _remember(desk, transfer)
     return made
 
 
-async def _unfit(desk: TransferDesk, new: NewTransfer) -> Refused | None:
+async def _unfit(desk: AccountDesk, new: NewTransfer) -> Refused | None:
     """What can be refused without any lock."""
-    accounts = desk.accounts
-    if not accounts.assets.fits(new.asset, new.amount):
-        refusal = await accounts.assets.check([(new.asset, new.amount)])
-        if refusal is not None:
-            return refusal
+    refusal = await desk.assets.check([(new.asset, new.amount)])
+    if refusal is not None:
+        return refusal
     try:
-        await accounts.facts(new.target_id)
+        await desk.facts(new.target_id)
     except NotFound:
         return Refused(Reason.TARGET_NOT_FOUND, "there is no account of the target's id")
     return None
 
 
 async def post(
-    desk: TransferDesk,
+    desk: AccountDesk,
     actor: Actor,
     transfer_id: UUID,
     amount: Decimal | None = None,
@@ -174,9 +145,9 @@ async def post(
         NotFound: No such transfer.
         Unavailable, OutcomeUnknown: As for `create`.
     """
-    facts = await desk.facts(transfer_id)
+    facts = await facts_of(desk, transfer_id)
     if amount is not None:
-        refusal = await desk.accounts.assets.check([(facts.asset, amount)])
+        refusal = await desk.assets.check([(facts.asset, amount)])
         if refusal is not None:
             return refusal
     command = PostTransfer(new_id(), actor, facts.id, facts.source_id, facts.target_id, amount)
@@ -184,20 +155,20 @@ async def post(
 
 
 async def void(
-    desk: TransferDesk, actor: Actor, transfer_id: UUID, once: Once | None = None
+    desk: AccountDesk, actor: Actor, transfer_id: UUID, once: Once | None = None
 ) -> Transfer | Refused | Kept:
     """Release a pending transfer: nothing moves.
 
     Raises:
         NotFound, Unavailable, OutcomeUnknown: As for `post`.
     """
-    facts = await desk.facts(transfer_id)
+    facts = await facts_of(desk, transfer_id)
     command = VoidTransfer(new_id(), actor, facts.id, facts.source_id, facts.target_id)
     return await _commit(desk, command, once)
 
 
 async def reverse(
-    desk: TransferDesk,
+    desk: AccountDesk,
     actor: Actor,
     transfer_id: UUID,
     metadata: Mapping[str, str] | None = None,
@@ -210,7 +181,7 @@ async def reverse(
     Raises:
         NotFound, Unavailable, OutcomeUnknown: As for `post`.
     """
-    facts = await desk.facts(transfer_id)
+    facts = await facts_of(desk, transfer_id)
     command = ReverseTransfer(
         new_id(),
         actor,
@@ -224,9 +195,9 @@ async def reverse(
 
 
 async def _commit(
-    desk: TransferDesk, command: TransferCommand, once: Once | None
+    desk: AccountDesk, command: TransferCommand, once: Once | None
 ) -> Transfer | Refused | Kept:
-    outcome = await desk.accounts.committer.commit(command, once)
+    outcome = await desk.committer.commit(command, once)
     if not isinstance(outcome, Accepted):
         return outcome
     transfer: Transfer = outcome.result

@@ -17,7 +17,7 @@ from tbot.core import clock, money
 from tbot.core.money import MoneyText
 from tbot.core.refusals import Reason
 from tbot.ledger import flow, store
-from tbot.ledger.entries import Account, Limits
+from tbot.ledger.entries import Account, AccountAt, LimitChanges, Limits
 from tbot.orders import store as orders_store
 from tbot.web.answers import json_answer
 from tbot.web.dependencies import (
@@ -101,6 +101,41 @@ StartingBalance = Annotated[
     | Annotated[list[StartingAmount], Field(max_length=_ASSETS_MAX), Tag("@list")],
     Discriminator(_shape_of),
 ]
+
+
+class ChangedLimits(Request):
+    """Changes of limits, as a merge patch: null takes the server's default again."""
+
+    max_order_notional: PositiveAmount | None = None
+    max_open_orders: Annotated[int | None, Field(ge=0, le=100_000, strict=True)] = None
+    price_collar: Share | None = None
+    allowed_instruments: Annotated[
+        list[Symbol] | None, Field(max_length=1000, description="Null allows all.")
+    ] = None
+    overdraft: Annotated[
+        dict[Asset, PositiveAmount | None] | None,
+        Field(
+            max_length=_ASSETS_MAX,
+            description="For administrators. Null takes an asset's overdraft away; assets that "
+            "are not named keep theirs.",
+            examples=[{"EUR": "500", "USD": None}],
+        ),
+    ] = None
+
+
+class AccountChanges(Request):
+    """Changes of an account, as a merge patch (RFC 7396): what is left out stays as it is."""
+
+    name: Name | None = None
+    status: Annotated[
+        Literal["open", "frozen", "closed"] | None,
+        Field(
+            description="For administrators. On a frozen account money may come in and holds may "
+            "be released, nothing else. Closing is for ever, and only for an account with "
+            "nothing on it."
+        ),
+    ] = None
+    limits: ChangedLimits | None = None
 
 
 Kind = Literal["trading", "cash"]
@@ -356,6 +391,75 @@ async def list_accounts(
         headers["Link"] = next_link(request, {}, size, following)
     page = {"items": [account_json(*item) for item in found[:size]], "next": following}
     return json_answer(page, headers=headers)
+
+
+def _limit_changes(asked: ChangedLimits | None, default: Limits) -> LimitChanges | None:
+    if asked is None:
+        return None
+    given: dict[str, Any] = {name: getattr(asked, name) for name in asked.model_fields_set}
+    for name in ("max_order_notional", "max_open_orders", "price_collar"):
+        if name in given:
+            given[name] = _or(given[name], getattr(default, name))
+    if given.get("allowed_instruments") is not None:
+        given["allowed_instruments"] = tuple(dict.fromkeys(given["allowed_instruments"]))
+    given["overdraft"] = given.get("overdraft") or {}
+    return LimitChanges(**given)
+
+
+@routes.patch(
+    "/accounts/{account_id}",
+    operation_id="change_account",
+    response_model=AccountOut,
+    responses=problems(
+        "overloaded",
+        "outcome_unknown",
+        "insufficient_scope",
+        Reason.ACCOUNT_CLOSED,
+        Reason.ACCOUNT_NOT_EMPTY,
+        Reason.AMOUNT_TOO_PRECISE,
+        Reason.ASSET_UNKNOWN,
+        Reason.OVERDRAFT_NOT_ALLOWED,
+    ),
+)
+async def change_account(
+    request: HttpRequest,
+    parts: Parts,
+    principal: AccountWriter,
+    account_id: Id,
+    body: AccountChanges,
+    _key: KeyHeader = None,
+) -> Response:
+    """Change an account's name or limits; for administrators also its status and overdraft.
+
+    An administrator may change anybody's account.
+    """
+    await own_account(parts, principal, account_id, admins_too=True)
+    overdraft = body.limits.overdraft if body.limits is not None else None
+    if body.status is not None or overdraft:
+        principal.require(Scope.ADMIN)
+    for name in ("name", "status", "limits"):
+        if name in body.model_fields_set and getattr(body, name) is None:
+            raise invalid("cannot be taken away", pointer=f"/{name}")
+    desk = parts.orders.accounts
+
+    def changed(result: AccountAt) -> Response:
+        return json_answer(account_json(result.account, result.sequence))
+
+    once = await keyed(request, parts, principal, account_id, changed)
+    outcome: Any = await desk.assets.check(
+        (asset, most) for asset, most in (overdraft or {}).items() if most is not None
+    )
+    if outcome is None:
+        outcome = await flow.change_account(
+            desk,
+            actor_of(request, principal),
+            account_id,
+            _limit_changes(body.limits, desk.default_limits),
+            body.status,
+            body.name,
+            once,
+        )
+    return respond(outcome, changed)
 
 
 @routes.get("/accounts/{account_id}", operation_id="get_account", response_model=AccountOut)
