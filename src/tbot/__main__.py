@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tbot import __version__
-from tbot.cli import account, data, server
+from tbot.cli import account, audit, data, server
 from tbot.cli.console import complain, exit_code
 from tbot.core import log
 from tbot.exchange.cli import app as exchange
@@ -66,6 +66,7 @@ app.command("doctor")(data.doctor)
 app.command("backup")(data.backup)
 app.command("restore")(data.restore)
 app.command("verify")(data.verify)
+app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:
