@@ -144,16 +144,8 @@ class Batch:
 
     async def lock(self, connection: Connection) -> tuple[list[asyncpg.Record], Context]:
         """Lock the streams and read the switches; streams to be opened are created first."""
-        opening = sorted({a for p in self.pendings if p.command.opens for a in p.command.accounts})
         now = clock.utc_now()
-        if opening:
-            await connection.execute(
-                _OPEN,
-                opening,
-                [0] * len(opening),
-                [chain.genesis(account_id) for account_id in opening],
-                [now] * len(opening),
-            )
+        await self._open(connection, now)
         heads: list[asyncpg.Record] = []
         switches: dict[str, Switch] = {}
         for row in await connection.fetch(_LOCK, self.account_ids):
@@ -162,6 +154,18 @@ class Batch:
             else:
                 switches[row["name"]] = Switch(row["halted"], row["reason"])
         return heads, Context(now=now, switches=switches)
+
+    async def _open(self, connection: Connection, now: datetime) -> None:
+        """Create the streams that are to be opened; waits for whoever else is creating them."""
+        opening = sorted({a for p in self.pendings if p.command.opens for a in p.command.accounts})
+        if opening:
+            await connection.execute(
+                _OPEN,
+                opening,
+                [0] * len(opening),
+                [chain.genesis(account_id) for account_id in opening],
+                [now] * len(opening),
+            )
 
     async def load(
         self,
@@ -347,7 +351,8 @@ class Batch:
         """Whether this batch's COMMIT took effect, after its connection was lost during it.
 
         Locking the same rows waits until the old backend has ended one way or the other; a plain
-        read could still see the past, and a transaction id can be reused after a crash.
+        read could still see the past, and a transaction id can be reused after a crash. A stream
+        that this batch began has no row to lock before that end: to begin it again waits.
 
         Raises:
             IntegrityError: The journal holds another entry than ours at a place that only this
@@ -356,17 +361,18 @@ class Batch:
         expected = {e.account_id: e for e in self.entries}
         ids = sorted(expected)
         await connection.execute("BEGIN")
-        try:
-            await connection.fetch(_LOCK, ids)
-            rows = await connection.fetch(
-                "SELECT j.account_id, j.hash FROM journal j"
-                " JOIN unnest($1::uuid[], $2::bigint[]) u (account_id, seq)"
-                " USING (account_id, seq)",
-                ids,
-                [expected[account_id].seq for account_id in ids],
-            )
-        finally:
-            await connection.execute("ROLLBACK")
+        await self._open(connection, clock.utc_now())
+        await connection.fetch(_LOCK, ids)
+        rows = await connection.fetch(
+            "SELECT j.account_id, j.hash FROM journal j"
+            " JOIN unnest($1::uuid[], $2::bigint[]) u (account_id, seq)"
+            " USING (account_id, seq)",
+            ids,
+            [expected[account_id].seq for account_id in ids],
+        )
+        # Not in a `finally`: a fault or a cancellation goes out as it is, and the caller lets go
+        # of the connection. A clean-up that failed here would swallow the cancellation.
+        await connection.execute("ROLLBACK")
         found = {row["account_id"]: row["hash"] for row in rows}
         matches = [found.get(account_id) == expected[account_id].hash for account_id in ids]
         if any(matches) and not all(matches):
