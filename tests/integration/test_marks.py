@@ -60,9 +60,9 @@ async def test_marks_are_exact_wherever_in_a_batch_they_fall(desk: Any, pool: An
     assert len(rows) > 3 * EVERY
     assert [row["seq"] for row in found] == list(range(EVERY, len(rows) + 1, EVERY))
     ends = {row["at"] for row in rows[:-1] if row["at"] != rows[row["seq"]]["at"]}
-    assert any(row["at"] not in ends or rows[row["seq"]]["at"] == row["at"] for row in found), (
-        "no batch crossed a multiple in its middle: the test shows nothing"
-    )
+    assert any(
+        row["at"] not in ends or rows[row["seq"]]["at"] == row["at"] for row in found
+    ), "no batch crossed a multiple in its middle: the test shows nothing"
     for mark in found:
         stored = {
             asset: (Decimal(available), Decimal(held))
@@ -78,9 +78,7 @@ async def test_two_committers_leave_balances_that_any_moment_agrees_with(
 ) -> None:
     one, two = await new_desk(), await new_desk(batch_max=7)
     accounts = [await one.open(USDT="100000") for _ in range(2)]
-    await asyncio.gather(
-        *(busy(desk, account, 180) for desk in (one, two) for account in accounts)
-    )
+    await asyncio.gather(*(busy(desk, account, 180) for desk in (one, two) for account in accounts))
     async with pool.acquire() as connection:
         for account in accounts:
             rows = await journal(connection, account)
