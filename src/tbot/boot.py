@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import structlog
 from fastapi import FastAPI
 
 from tbot.auth import flow as auth_flow
+from tbot.auth import store as auth_store
 from tbot.auth.flow import Auth
 from tbot.core.bus import Bus
 from tbot.core.errors import ConfigurationError, VenueError
@@ -33,10 +35,15 @@ from tbot.journal.commands import Projection
 from tbot.journal.committer import Committer
 from tbot.journal.cursors import Journal
 from tbot.journal.once import Cleaner
+from tbot.ledger import duty
 from tbot.ledger.assets import save_assets
 from tbot.ledger.entries import Limits
 from tbot.ledger.flow import AccountDesk
 from tbot.ledger.marks import MarksProjection
+from tbot.ledger.payments_dispatch import Dispatcher
+from tbot.ledger.payments_flow import PaymentDesk, rules_of
+from tbot.ledger.payments_store import PaymentsProjection
+from tbot.ledger.provider_sim import SimulatedProvider
 from tbot.ledger.store import LedgerProjection
 from tbot.ledger.transfers_flow import Expiry
 from tbot.ledger.transfers_store import TransfersProjection
@@ -94,7 +101,13 @@ class Parts:
 
 def projections() -> list[Projection]:
     """Everything that keeps tables in step with the journal, in the order it applies."""
-    return [LedgerProjection(), MarksProjection(), TransfersProjection(), OrdersProjection()]
+    return [
+        LedgerProjection(),
+        MarksProjection(),
+        TransfersProjection(),
+        PaymentsProjection(),
+        OrdersProjection(),
+    ]
 
 
 def starting_limits(risk: RiskSettings) -> Limits:
@@ -118,7 +131,9 @@ def database_url(settings: Settings) -> str:
 
 
 @asynccontextmanager
-async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> AsyncIterator[Parts]:
+async def running(
+    settings: Settings, dsn: str, paper: PaperAccess | None, own_url: str | None = None
+) -> AsyncIterator[Parts]:
     """Start a process's parts; they stop, bounded in time, when the context ends.
 
     Venues are connected to in the background: the API answers meanwhile, and `Parts.checks` say
@@ -127,6 +142,7 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
     Args:
         dsn: A migrated database, for the application's role.
         paper: None leaves the paper venue out.
+        own_url: Where this process serves the API, for the simulated provider's callbacks.
 
     Raises:
         ConfigurationError: The database is not durable or not migrated.
@@ -198,7 +214,8 @@ async def running(settings: Settings, dsn: str, paper: PaperAccess | None) -> As
         )
         checks = _checks(pool, committer, feed, gateway, served)
         feeds = {} if feed is None else {PAPER: feed}
-        app = build_app(Deps(settings, pool, auth, orders, feeds, streams, checks))
+        payments = await _payments(stack, settings, dsn, bus, accounts, own_url)
+        app = build_app(Deps(settings, pool, auth, orders, feeds, streams, checks, payments))
         yield Parts(
             settings, pool, bus, auth, committer, orders, feed, gateway, streams, app, checks
         )
@@ -261,6 +278,44 @@ async def _connect(
     tasks.start(_learn(venue, pool, learned), "learn")
     stack.push_async_callback(tasks.stop)
     return None
+
+
+async def _payments(
+    stack: AsyncExitStack,
+    settings: Settings,
+    dsn: str,
+    bus: Bus,
+    accounts: AccountDesk,
+    own_url: str | None,
+) -> PaymentDesk:
+    """Deposits and withdrawals; in the gateway role also what takes them to the provider."""
+    pool, committer, rules = accounts.pool, accounts.committer, rules_of(settings.payments)
+    if settings.payments.provider == "none":
+        return PaymentDesk(pool, committer, accounts, None, rules)
+    async with pool.acquire() as connection:
+        secret = await auth_store.shared_secret(connection, "simulated_provider", os.urandom(32))
+    provider = SimulatedProvider(
+        pool,
+        settings.simulated_provider,
+        secret,
+        settings.simulated_provider.callback_url
+        or own_url
+        or f"http://127.0.0.1:{settings.http.port}",
+        settings.payments.callback_tolerance_s,
+    )
+    desk = PaymentDesk(pool, committer, accounts, provider, rules)
+    if "gateway" in settings.roles:
+        dispatcher = Dispatcher(desk, provider, bus, settings.payments)
+
+        async def work() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(provider.run())
+                group.create_task(dispatcher.run())
+
+        dispatching = duty.Duty(lambda: connect_listener(dsn), duty.PAYMENTS, work)
+        dispatching.start()
+        stack.push_async_callback(dispatching.stop)
+    return desk
 
 
 def _served(

@@ -128,7 +128,7 @@ async def up(
         tasks = Tasks("up")
         dsn, exchange_url = await _surroundings(stack, tasks, settings, say)
         access = paper_access(settings, settings.data_dir / "exchange")
-        parts = await stack.enter_async_context(running(settings, dsn, access))
+        parts = await stack.enter_async_context(running(settings, dsn, access, url))
         password = await _first_administrator(parts)
         server = tasks.start(serve_http(parts, listener, stopping.event), "http")
         stack.push_async_callback(_wait_for, server, stopping)

@@ -96,9 +96,10 @@ async def _serve(settings: Settings) -> None:
     with Stopping() as stopping, contextlib.closing(serving.bind(settings)) as listener:
         dsn = boot.database_url(settings)
         access = boot.paper_access(settings, settings.data_dir / "exchange")
-        async with boot.running(settings, dsn, access) as parts:
+        url = serving.address_of(listener)
+        async with boot.running(settings, dsn, access, url) as parts:
             stopping.serving = True
-            out.print(f"T-Bot serves {serving.address_of(listener)}")
+            out.print(f"T-Bot serves {url}")
             await serving.serve_http(parts, listener, stopping.event)
 
 

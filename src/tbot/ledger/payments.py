@@ -278,6 +278,10 @@ class Payments:
         """What counts towards a day's limit so far."""
         return self.totals.get((day, kind, asset), money.ZERO)
 
+    def unfinished(self) -> str | None:
+        """What keeps the account from being closed."""
+        return f"{len(self.open)} open payments" if self.open else None
+
     def put(self, payment: Payment) -> None:
         """Take in a payment that was read from the tables, or its next version."""
         if payment.final:

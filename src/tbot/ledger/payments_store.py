@@ -6,7 +6,7 @@ function takes a connection first and commits nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, time
 from typing import Any, Final
 from uuid import UUID
@@ -254,6 +254,30 @@ async def list_expired(connection: Connection, now: datetime, limit: int) -> lis
         limit,
     )
     return [_payment(row) for row in rows]
+
+
+async def differences(
+    connection: Connection, state: AccountState, page_size: int = 2000
+) -> AsyncIterator[tuple[UUID, Payment | None, Payment | None]]:
+    """Payments that a replay and the table do not agree on: id, as replayed, as stored.
+
+    Args:
+        state: An account replayed from its first entry, without its parts being written.
+    """
+    part = state.part(Payments)
+    expected = {**part.open, **part.recalled}
+    before = None
+    while True:
+        page = await list_payments(connection, [state.account_id], before=before, limit=page_size)
+        for stored in page:
+            replayed = expected.pop(stored.id, None)
+            if replayed != stored:
+                yield stored.id, replayed, stored
+        if len(page) < page_size:
+            break
+        before = page[-1].id
+    for payment_id, replayed in expected.items():
+        yield payment_id, replayed, None
 
 
 def _in_sql(states: frozenset[State], sql: str) -> bool:
