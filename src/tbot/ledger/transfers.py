@@ -465,7 +465,11 @@ class PostTransfer(TransferCommand):
                 Draft(
                     self.source_id,
                     "transfer.posted",
-                    {"transfer": transfer_id, "set": changes},
+                    {
+                        "transfer": transfer_id,
+                        "target_id": str(self.target_id),
+                        "set": changes,
+                    },
                     paid,
                 ),
                 Draft(
