@@ -78,7 +78,7 @@ async def _verify(settings: Settings) -> Verdict:
     from tbot.verify import verify as prove
 
     columns = (TextColumn("Verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("verify", total=None)
         async with database_at_hand(settings, "app") as url:
             return await prove(
