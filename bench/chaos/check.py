@@ -1,249 +1,361 @@
-"""What the clients were told, held against the database and against the exchange.
+"""The clients' log, the database and the venue, held against each other through the model.
 
-Shares no code with the server: SQL, the exchange's own signed REST interface, and the clients' log.
+Shares no code with the server: the log, plain SQL, the exchange's own signed REST interface, and
+the rule of the hash chain as it is documented.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import hmac
-import time
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict, deque
 from decimal import Decimal
 from typing import Any
-from urllib.parse import urlencode
 
-import asyncpg
-import httpx
+from .data import Source
+from .model import ZERO, Findings, Made, Model, Taken
+from .story import NEVER, Asked, Story, Verdict
+from .venue import Venue, compare
+from .watch import HASH_BYTES, Watcher
 
-from .load import Log
-
-SETTLE_TIMEOUT_S = 90.0
-_UNSETTLED = "('pending_new', 'unknown', 'pending_cancel', 'pending_replace')"
-_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-
-
-@dataclass
-class Findings:
-    """What does not hold; all empty when everything does."""
-
-    lost: list[str] = field(default_factory=list)
-    duplicated: list[str] = field(default_factory=list)
-    invented: list[str] = field(default_factory=list)
-    stream: list[str] = field(default_factory=list)
-    venue: list[str] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
-    chain: list[str] = field(default_factory=list)
-    sums: list[str] = field(default_factory=list)
-
-    @property
-    def all(self) -> list[str]:
-        """Every sentence, with its kind."""
-        return [f"{kind}: {text}" for kind, texts in vars(self).items() for text in texts]
+COUNTED = (
+    "lost",
+    "duplicated",
+    "invented",
+    "effects",
+    "order",
+    "answers",
+    "unclear",
+    "stuck",
+    "stream",
+    "venue",
+    "processes",
+)
+FINAL = frozenset({"filled", "canceled", "rejected", "expired"})
+_COMMANDS = ("order", "cancel", "transfer", "pending", "post", "void", "reverse", "linked", "bulk")
 
 
-async def settle(connection: asyncpg.Connection[Any]) -> list[str]:
-    """Wait until no order's outcome is open; what is still open when patience ends."""
-    until_s = time.monotonic() + SETTLE_TIMEOUT_S
-    while True:
-        rows = await connection.fetch(
-            f"SELECT id, state FROM orders WHERE state IN {_UNSETTLED} ORDER BY id"
-        )
-        if not rows or time.monotonic() > until_s:
-            return [f"order {row['id']} is still {row['state']}" for row in rows]
-        await asyncio.sleep(0.5)
+async def examine(
+    told: Story, source: Source, there: Venue | None
+) -> tuple[Findings, dict[str, Any]]:
+    """Everything that does not hold, and the figures of the run."""
+    findings = Findings()
+    model = Model(told, source.scales, findings)
+    # Transfers resolved at their source are noted there: hence all journals before any comparison.
+    for account, head in sorted(source.streams.items()):
+        model.replay(account, await source.journal(account), head)
+    model.finish()
+    _check_answers(told, findings)
+    _check_accounts(told, source, findings)
+    _check_orders(told, model, source, findings)
+    _check_cancels(told, source, findings)
+    _check_transfers(told, model, findings)
+    _check_resolutions(told, model, findings)
+    _check_reversals(told, model, findings)
+    _check_tables(model, source, findings)
+    _check_moments(model, findings)
+    _check_one_order(model, findings)
+    if there is not None:
+        compare(there, model, source, findings)
+    return findings, _figures(told, model, source, there)
 
 
-async def check_orders(
-    connection: asyncpg.Connection[Any], log: Log, accounts: list[str], findings: Findings
-) -> int:
-    """Acknowledged orders are there once, and none is there that nobody asked for."""
-    asked = {line["client_order_id"]: line for line in log.of("ask")}
-    acked: dict[str, set[str]] = defaultdict(set)
-    for line in log.of("ack"):
-        acked[line["client_order_id"]].add(line["id"])
-    rows = await connection.fetch(
-        "SELECT id, account_id, client_order_id, symbol, side, type FROM orders"
-        " WHERE account_id = ANY($1::uuid[]) AND parent_id IS NULL",
-        accounts,
-    )
-    stored: dict[str, list[Any]] = defaultdict(list)
-    for row in rows:
-        stored[row["client_order_id"]].append(row)
-    for client_id, ids in acked.items():
-        found = stored.get(client_id, [])
-        if not found:
-            findings.lost.append(f"{client_id} was acknowledged as {sorted(ids)}")
-        if len(found) > 1 or len(ids) > 1:
-            findings.duplicated.append(f"{client_id}: told {sorted(ids)}, stored {len(found)}")
-        if found and str(found[0]["id"]) not in ids:
-            findings.lost.append(f"{client_id} is stored under another id than was told")
-    for client_id, found in stored.items():
-        order = asked.get(client_id)
-        if order is None:
-            findings.invented.append(f"{client_id} was never asked for")
-        elif any(str(found[0][name]) != order[name] for name in ("symbol", "side", "type")):
-            findings.invented.append(f"{client_id} has other content than was asked for")
-    for line in log.of("mutated"):
-        if line["status"] != 422:
-            findings.answers.append(
-                f"{line['client_order_id']} with other content: {line['status']}"
-            )
-    return len(acked)
-
-
-async def check_fills(connection: asyncpg.Connection[Any], findings: Findings) -> None:
-    """Each order's executions are the sum of its fills."""
-    rows = await connection.fetch(
-        "SELECT o.id, o.filled_quantity, coalesce(sum(f.quantity), 0) AS booked FROM orders o"
-        " LEFT JOIN fills f ON f.order_id = o.id GROUP BY o.id"
-        " HAVING o.filled_quantity <> coalesce(sum(f.quantity), 0)"
-    )
-    findings.lost.extend(f"order {row['id']}: fills {row['booked']}" for row in rows)
-
-
-async def check_sums(connection: asyncpg.Connection[Any], findings: Findings) -> None:
-    """Every asset sums to zero, and no hold outlives its orders."""
-    rows = await connection.fetch(
-        "SELECT asset, sum(a) AS total FROM (SELECT asset, available + held AS a FROM balances"
-        " UNION ALL SELECT asset, amount FROM counters) x GROUP BY asset HAVING sum(a) <> 0"
-    )
-    findings.sums.extend(f"{row['asset']} sums to {row['total']}" for row in rows)
-    rows = await connection.fetch(
-        "SELECT b.account_id, b.asset, b.held FROM balances b WHERE b.held <> (SELECT"
-        " coalesce(sum(o.held_amount), 0) FROM orders o WHERE o.account_id = b.account_id"
-        " AND o.held_asset = b.asset)"
-    )
-    findings.sums.extend(f"{row['account_id']} holds {row['held']} {row['asset']}" for row in rows)
-
-
-async def check_chain(connection: asyncpg.Connection[Any], findings: Findings) -> int:
-    """Each account's entries are 1, 2, 3 … and each hash is that of its predecessor and body."""
-    entries = 0
-    for stream in await connection.fetch("SELECT account_id, seq, hash FROM streams"):
-        account = stream["account_id"]
-        digest, expected = hashlib.sha256(f"tbot:1:{account}".encode()).digest(), 0
-        for row in await connection.fetch(
-            "SELECT seq, body, hash FROM journal WHERE account_id = $1 ORDER BY seq", account
-        ):
-            expected += 1
-            entries += 1
-            digest = hashlib.sha256(digest + row["body"]).digest()
-            if row["seq"] != expected or row["hash"] != digest:
-                findings.chain.append(f"{account} breaks at {expected}")
-                break
-        if stream["seq"] != expected or (expected and stream["hash"] != digest):
-            findings.chain.append(f"{account}: head {stream['seq']}, journal {expected}")
-    return entries
-
-
-async def check_streams(connection: asyncpg.Connection[Any], log: Log, findings: Findings) -> None:
-    """Every subscriber saw every entry once, in order, across all its reconnections."""
-    last: dict[str, int] = {}
-    hashes: dict[tuple[str, int], str] = {}
-    for line in log.lines:
-        if line["t"] == "snap":
-            if line["account"] in last:
-                findings.stream.append(f"{line['account']} was reset at {last[line['account']]}")
-            last[line["account"]] = line["seq"]
-        elif line["t"] == "subbed" and line["at"] and not line["sub"].get("recovered"):
-            findings.stream.append(f"{line['account']} could not resume at {line['at']}")
-        elif line["t"] == "entry":
-            if line["seq"] != last[line["account"]] + 1:
-                findings.stream.append(
-                    f"{line['account']}: {line['seq']} after {last[line['account']]}"
-                )
-            last[line["account"]] = line["seq"]
-            hashes[line["account"], line["seq"]] = line["hash"]
-    for account, seq in last.items():
-        head = await connection.fetchval("SELECT seq FROM streams WHERE account_id = $1", account)
-        if seq != head:
-            findings.stream.append(f"{account}: the client is at {seq}, the journal at {head}")
-        for row in await connection.fetch(
-            "SELECT seq, encode(hash, 'hex') AS hash FROM journal WHERE account_id = $1", account
-        ):
-            told = hashes.get((account, row["seq"]))
-            if told is not None and not row["hash"].startswith(told):
-                findings.stream.append(f"{account}: entry {row['seq']} differs from what was sent")
-
-
-async def outcomes(connection: asyncpg.Connection[Any]) -> dict[str, int]:
-    """How many orders ended how."""
-    rows = await connection.fetch(
-        "SELECT state || coalesce(' ' || split_part(reason, ':', 1), '') AS how, count(*) AS n"
-        " FROM orders GROUP BY 1 ORDER BY 2 DESC"
-    )
-    return {row["how"]: row["n"] for row in rows}
-
-
-async def check_venue(
-    connection: asyncpg.Connection[Any], url: str, key: dict[str, Any], findings: Findings
-) -> int:
-    """No intent executed twice, and both sides agree on every execution and every balance."""
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-        information = (await client.get("/api/v3/exchangeInfo")).json()
-        found: list[dict[str, Any]] = []
-        for symbol in (s["symbol"] for s in information["symbols"]):
-            from_id = 0
-            while True:
-                page = await _signed(
-                    client, key, "/api/v3/allOrders", symbol=symbol, orderId=from_id, limit=1000
-                )
-                found += page
-                if len(page) < 1000:
-                    break
-                from_id = max(order["orderId"] for order in page) + 1
-        account = await _signed(client, key, "/api/v3/account")
-    per_client = Counter(order["clientOrderId"] for order in found)
-    ours = {
-        _venue_client_id(row["parent_id"] or row["id"]): row
-        for row in await connection.fetch(
-            "SELECT id, parent_id, state, filled_quantity FROM orders"
-            " ORDER BY parent_id NULLS FIRST"
-        )
+def _figures(told: Story, model: Model, source: Source, there: Venue | None) -> dict[str, Any]:
+    asked = [a for a in told.requests.values() if a.kind in _COMMANDS]
+    bulk = sum(status < 300 for a in asked for status, _ in a.results)
+    acked = [a for a in asked if a.how == "ack" and a.kind != "bulk"]
+    states = Counter(order["state"] for order in source.orders)
+    return {
+        "commands": len(asked) + sum(len(a.results) for a in asked) - len(told.of("bulk")),
+        "acknowledged": len(acked) + bulk,
+        "acknowledged_by_kind": dict(Counter(a.kind for a in acked)) | {"bulk_items": bulk},
+        "refused": dict(Counter(a.code for a in asked if a.how == "refused").most_common()),
+        "abandoned": sum(a.how == "abandoned" for a in asked),
+        "repeated": sum(len(a.again) for a in asked),
+        "mutated": len(told.mutated),
+        "orders": dict(states.most_common()),
+        "transfers": dict(Counter(made.state for made in model.transfers.values())),
+        "fills": len(model.fills),
+        "venue_orders": 0 if there is None else len(there.orders),
+        "entries": model.entries,
     }
-    executed: dict[str, Decimal] = defaultdict(Decimal)
-    for order in found:
-        client_id = order.get("origClientOrderId") or order["clientOrderId"]
-        executed[str(order["orderId"])] += Decimal(order["executedQty"])
-        if client_id.startswith("tb") and client_id not in ours:
-            findings.invented.append(f"the venue has {client_id}, which nobody placed")
-    for client_id, times in per_client.items():
-        if times > 1 and client_id.startswith("tb"):
-            findings.duplicated.append(f"the venue has {client_id} {times} times")
-    for row in await connection.fetch("SELECT id, venue_order_id, filled_quantity FROM orders"):
-        venue_id = row["venue_order_id"]
-        there = executed.get(venue_id, Decimal(0)) if venue_id else Decimal(0)
-        if there != row["filled_quantity"]:
-            findings.venue.append(
-                f"order {row['id']}: {row['filled_quantity']} here, {there} at the venue"
+
+
+def _check_answers(told: Story, findings: Findings) -> None:
+    """Clear answers in time, the same ones to repetitions, and a firm no to mutations."""
+    for line in told.faults:
+        findings.answers.append(f"request {line['n']} was answered {line['status']}")
+    for line in told.mutated:
+        if line["status"] != 422 or not line["code"].endswith("_reused"):
+            findings.answers.append(
+                f"{told.requests[line['n']]} with other content: {line['status']} {line['code']}"
             )
-    shown = {b["asset"]: Decimal(b["free"]) + Decimal(b["locked"]) for b in account["balances"]}
-    for row in await connection.fetch(
-        "SELECT asset, -sum(amount) AS owed FROM counters WHERE name = 'venue:paper' GROUP BY 1"
-    ):
-        if shown.get(row["asset"], Decimal(0)) != row["owed"]:
-            findings.venue.append(
-                f"{row['asset']}: {row['owed']} here, {shown.get(row['asset'])} at the venue"
+    for asked in told.requests.values():
+        if asked.how in ("gave_up", "open"):
+            findings.unclear.append(f"{asked} had no clear answer")
+        for again in asked.again:
+            if again["how"] not in ("ack", "refused"):
+                continue
+            if asked.kept:
+                same = (again["status"], again["sha"]) == (asked.status, asked.sha)
+                # Of two at once one is the first; a later one is marked as a repetition.
+                if not same or (again["t"] == "again" and not again["replayed"]):
+                    findings.answers.append(f"{asked}: {asked.status} first, then {again}")
+            elif asked.how == "ack" and asked.kind == "order" and again["id"] != asked.id:
+                findings.answers.append(f"{asked}: order {asked.id} first, then {again}")
+
+
+def _check_accounts(told: Story, source: Source, findings: Findings) -> None:
+    """Accounts that were opened are there."""
+    for asked in told.of("account"):
+        if asked.verdict is Verdict.THERE and asked.id not in source.streams:
+            findings.lost.append(f"{asked}: account {asked.id} is not there")
+
+
+def _check_orders(told: Story, model: Model, source: Source, findings: Findings) -> None:
+    found: dict[int, list[str]] = defaultdict(list)
+    strangers: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for order_id, taken in model.orders.items():
+        if taken.data["parent_id"] is not None:
+            continue
+        if taken.asked is not None:
+            found[taken.asked.n].append(order_id)
+            if _content(taken) != _wanted(taken.asked):
+                findings.invented.append(f"order {order_id} has other content than {taken.asked}")
+        else:
+            strangers[_content(taken)].append(order_id)
+    free: Counter[tuple[Any, ...]] = Counter()
+    for asked in told.of("order"):
+        ids = found[asked.n]
+        if asked.verdict is Verdict.THERE and asked.id not in ids:
+            findings.lost.append(f"{asked}: order {asked.id} is not there, but {ids}")
+        if asked.verdict is Verdict.NOT_THERE and ids:
+            findings.invented.append(f"{asked} was refused ({asked.code}), and made {ids}")
+        if len(ids) > 1:
+            findings.duplicated.append(f"{asked} made {ids}")
+        if asked.verdict is Verdict.EITHER and not ids:
+            free[_wanted(asked)] += 1
+    # Without a client_order_id an order whose answer was lost is known by its content alone.
+    for content, ids in strangers.items():
+        if content[-1] is not None or len(ids) > free[content]:
+            findings.invented.append(f"{ids} were never asked for: {content}")
+    rows = {row["id"]: row for row in source.orders}
+    for order_id in rows.keys() ^ model.orders.keys():
+        findings.effects.append(f"order {order_id} is in the journal or in the table alone")
+    booked: dict[str, Decimal] = defaultdict(Decimal)
+    for (order_id, _), fill in model.fills.items():
+        booked[order_id] += fill[0]
+    for order_id, row in rows.items():
+        if order_id not in model.orders:
+            continue
+        taken = model.orders[order_id]
+        if row["filled_quantity"] != booked[order_id]:
+            findings.lost.append(
+                f"order {order_id}: {row['filled_quantity']}, fills {booked[order_id]}"
             )
-    return len(found)
+        if row["held_amount"] != taken.held or (row["state"] in FINAL and taken.held):
+            findings.effects.append(f"order {order_id} holds {row['held_amount']}, {taken.held}")
+    if source.fills != model.fills:
+        findings.effects.append("the fills' table is not what the journal says")
 
 
-def _venue_client_id(order_id: Any) -> str:
-    number, digits = order_id.int, ""
-    for _ in range(26):
-        number, value = divmod(number, 32)
-        digits = _DIGITS[value] + digits
-    return "tb" + digits
-
-
-async def _signed(client: httpx.AsyncClient, key: dict[str, Any], path: str, **query: Any) -> Any:
-    text = urlencode(query | {"timestamp": int(time.time() * 1000), "recvWindow": 10_000})
-    signature = hmac.new(key["api_secret"].encode(), text.encode(), hashlib.sha256).hexdigest()
-    answer = await client.get(
-        f"{path}?{text}&signature={signature}", headers={"X-MBX-APIKEY": key["api_key"]}
+def _content(taken: Taken) -> tuple[Any, ...]:
+    data = taken.data
+    return (
+        taken.account,
+        *(data[name] for name in ("symbol", "side", "type")),
+        *(_number(data[name]) for name in ("quantity", "quote_amount", "limit_price")),
+        data["client_order_id"],
     )
-    answer.raise_for_status()
-    return answer.json()
+
+
+def _wanted(asked: Asked) -> tuple[Any, ...]:
+    body = asked.body or {}
+    return (
+        *(body[name] for name in ("account_id", "symbol", "side", "type")),
+        *(_number(body.get(name)) for name in ("quantity", "quote_amount", "limit_price")),
+        body.get("client_order_id"),
+    )
+
+
+def _number(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
+
+
+def _check_cancels(told: Story, source: Source, findings: Findings) -> None:
+    """An acknowledged cancel is on record, unless the order had ended."""
+    rows = {row["id"]: row for row in source.orders}
+    for asked in told.of("cancel"):
+        row = rows.get(asked.of or "")
+        if asked.verdict is Verdict.THERE and (
+            row is None or not (row["cancel_requested"] or row["state"] in FINAL)
+        ):
+            findings.lost.append(f"{asked}: the cancel of order {asked.of} is not there")
+
+
+def _check_transfers(told: Story, model: Model, findings: Findings) -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    for transfer_id, made in model.transfers.items():
+        if made.item is not None:
+            found[made.item.body["metadata"]["tag"]].append(transfer_id)
+    groups: dict[int, int] = Counter()
+    for tag, item in told.by_tag.items():
+        ids = found[tag]
+        if len(ids) > 1:
+            findings.duplicated.append(f"{item.asked}, {tag} made {ids}")
+        if item.verdict is Verdict.THERE and (not ids or item.id not in (None, *ids)):
+            findings.lost.append(f"{item.asked}, {tag}: transfer {item.id} is not there, but {ids}")
+        if item.verdict is Verdict.NOT_THERE and ids:
+            findings.invented.append(f"{item.asked}, {tag} was refused, and made {ids}")
+        if item.asked.kind == "linked":
+            groups[item.asked.n] += bool(ids)
+    for number, made_of in groups.items():
+        asked = told.requests[number]
+        if made_of not in (0, len((asked.body or {})["transfers"])):
+            findings.effects.append(f"{asked}: only {made_of} of its transfers are there")
+
+
+def _check_resolutions(told: Story, model: Model, findings: Findings) -> None:
+    """Each pending transfer ended once, in a way that somebody asked for."""
+    asked_of: dict[str, list[Asked]] = defaultdict(list)
+    for asked in told.of("post", "void"):
+        asked_of[asked.of or ""].append(asked)
+    for transfer_id, requests in asked_of.items():
+        made = model.transfers.get(transfer_id)
+        if made is None:
+            findings.lost.append(f"{requests[0]}: transfer {transfer_id} is not there")
+            continue
+        for asked in requests:
+            if asked.verdict is Verdict.THERE and not _did(asked, made):
+                findings.lost.append(f"{asked}: transfer {transfer_id} is {made.state}")
+        if sum(asked.verdict is Verdict.THERE for asked in requests) > 1:
+            findings.duplicated.append(f"two of {[str(a) for a in requests]} were acknowledged")
+    for transfer_id, made in model.transfers.items():
+        if made.resolved not in ("posted", "voided"):
+            continue
+        causes = [
+            asked
+            for asked in asked_of[transfer_id]
+            if asked.verdict is not Verdict.NOT_THERE and _did(asked, made)
+        ]
+        if not causes:
+            findings.invented.append(f"nobody asked for transfer {transfer_id} to be {made.state}")
+        else:
+            cause = min(causes, key=lambda asked: asked.verdict is not Verdict.THERE)
+            model.places[made.source].append((made.resolved_seq, cause))
+
+
+def _did(asked: Asked, made: Made) -> bool:
+    if asked.kind == "void":
+        return made.resolved == "voided"
+    part = (asked.body or {}).get("amount")
+    return made.resolved == "posted" and made.posted == (Decimal(part) if part else made.amount)
+
+
+def _check_reversals(told: Story, model: Model, findings: Findings) -> None:
+    asked_of: dict[str, list[Asked]] = defaultdict(list)
+    for asked in told.of("reverse"):
+        asked_of[asked.of or ""].append(asked)
+        made = model.transfers.get(asked.id or "")
+        if asked.verdict is Verdict.THERE and (made is None or made.reverses != asked.of):
+            findings.lost.append(f"{asked}: reversal {asked.id} of {asked.of} is not there")
+    for transfer_id, by in model.reversed:
+        causes = [
+            asked
+            for asked in asked_of[transfer_id]
+            if asked.id == by or asked.verdict is Verdict.EITHER
+        ]
+        if not causes:
+            findings.invented.append(f"nobody asked for {by}, which reverses {transfer_id}")
+        elif len(causes) == 1:
+            made = model.transfers[by]
+            model.places[made.source].append((made.seq, causes[0]))
+
+
+def _check_tables(model: Model, source: Source, findings: Findings) -> None:
+    """Balances, counters and transfers are what the model has after every entry."""
+    totals: dict[str, Decimal] = defaultdict(Decimal)
+    for key in {*model.balances, *source.balances}:
+        wanted = model.balances.get(key, (ZERO, ZERO))
+        found = source.balances.get(key, (ZERO, ZERO))
+        totals[key[1]] += sum(found)
+        if wanted != found:
+            findings.effects.append(f"balance {key} is {found}, not {wanted}")
+    for counter in {*model.counters, *source.counters}:
+        amount = source.counters.get(counter, ZERO)
+        totals[counter[1]] += amount
+        if model.counters.get(counter, ZERO) != amount:
+            findings.effects.append(f"{counter} is {amount}, not {model.counters.get(counter)}")
+    findings.sums += [f"{asset} sums to {total}" for asset, total in totals.items() if total]
+    for transfer_id in {*model.transfers, *source.transfers}:
+        made, row = model.transfers.get(transfer_id), source.transfers.get(transfer_id)
+        if made is None or row is None:
+            findings.effects.append(f"transfer {transfer_id} is in journal or table alone")
+            continue
+        wanted_row = {
+            "source_id": made.source,
+            "target_id": made.target,
+            "asset": made.asset,
+            "amount": made.amount,
+            "state": made.state,
+            "posted_amount": made.posted,
+            "reverses": made.reverses,
+            "reversed_by": made.reversed_by,
+        }
+        found_row = {name: row[name] for name in wanted_row}
+        if wanted_row != found_row:
+            findings.effects.append(f"transfer {transfer_id} is {found_row}, not {wanted_row}")
+
+
+def _check_moments(model: Model, findings: Findings) -> None:
+    """Per account: what was acknowledged before another was asked for comes before it."""
+    for account, places in model.places.items():
+        latest, by = -1, None
+        for seq, asked in sorted(places, key=lambda place: place[0]):
+            if by is not None and asked.ended < NEVER and asked.ended < latest:
+                findings.order.append(f"{account}, {seq}: {asked} was over before {by} began")
+            if asked.began > latest:
+                latest, by = asked.began, asked
+
+
+def _check_one_order(model: Model, findings: Findings) -> None:
+    """The accounts' sequences fit into one order of all commands that touch several accounts."""
+    queues: dict[str, deque[str]] = {}
+    places: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    waiting: dict[str, int] = {}
+    for command, entries in model.shared.items():
+        accounts: dict[str, int] = {}
+        for account, seq in entries:
+            accounts[account] = min(seq, accounts.get(account, seq))
+        waiting[command] = len(accounts)
+        for account, seq in accounts.items():
+            places[account].append((seq, command))
+    for account, listed in places.items():
+        queues[account] = deque(command for _, command in sorted(listed))
+    ready = [queue[0] for queue in queues.values()]
+    where: dict[str, list[str]] = defaultdict(list)
+    for account, queue in queues.items():
+        for command in queue:
+            where[command].append(account)
+    while ready:
+        command = ready.pop()
+        waiting[command] -= 1
+        if waiting[command]:
+            continue
+        del waiting[command]
+        for account in where[command]:
+            queues[account].popleft()
+            if queues[account]:
+                ready.append(queues[account][0])
+    if waiting:
+        findings.order.append(f"{len(waiting)} commands fit into no single order: {[*waiting][:3]}")
+
+
+async def watched(watcher: Watcher, source: Source) -> list[str]:
+    """What a subscriber was given, against the journal."""
+    head = source.streams[watcher.account][0]
+    if watcher.seq != head:
+        return [f"{watcher.account}: the client is at {watcher.seq}, the journal at {head}"]
+    rows = await source.journal(watcher.account)
+    wanted = b"".join(row.hash[:HASH_BYTES] for row in rows[watcher.first :])
+    if wanted != bytes(watcher.hashes):
+        return [f"{watcher.account}: what was sent differs from the journal"]
+    return []

@@ -1,261 +1,363 @@
-"""Clients that write down what they ask for before they ask, and what they were told after.
+"""The clients: each asks for one thing after another, mostly sensible ones, and insists.
 
-Their log is fsynced line by line: whatever the server claims later is held against it. Each order
-carries a `client_order_id`; an answer that is missing or unclear is asked for again under the same
-id, sometimes much later, and sometimes an answered one is repeated too.
+What a client asks for follows from its seed; what it is told does not. Amounts have at most two
+decimals, so that every effect can be predicted to the last digit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
-import httpx
-import websockets
+from .clients import Floor, Request, Told
+from .wire import Line
 
 SYMBOLS = ("BTC-USDT", "ETH-USDT", "SOL-USDT")
-RETRY_FOR_S = 60.0
+CASH_OVERDRAFT = "2000"
+ABANDON = 0.1
+HANG_UP = 0.02
+_REMEMBERED = 200
 
 
-class Log:
-    """An append-only list of facts on disk."""
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A pending transfer that its client has not resolved."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
-        self.lines: list[dict[str, Any]] = []
-
-    def write(self, kind: str, **fields: Any) -> None:
-        """Append a line and fsync it."""
-        line = {"t": kind, **fields}
-        self.lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """All lines of a kind."""
-        return [line for line in self.lines if line["t"] == kind]
+    id: str
+    amount: Decimal
 
 
-class Session:
-    """HTTP with a token that is renewed when it is refused."""
+class Client:
+    """One client: its own connections, its own memory, one request at a time.
 
-    def __init__(self, url: str, credentials: dict[str, Any]) -> None:
-        self._credentials = credentials
-        self._token = ""
-        self.http = httpx.AsyncClient(base_url=url, timeout=30)
+    Args:
+        number: Its own, from 0.
+    """
 
-    async def login(self) -> str:
-        """A fresh access token; waits for the server to come back."""
-        while True:
-            try:
-                answer = await self.http.post(
-                    "/v1/token",
-                    data={
-                        "username": self._credentials["username"],
-                        "password": self._credentials["password"],
-                    },
-                )
-                if answer.status_code == 200:
-                    self._token = answer.json()["access_token"]
-                    return self._token
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.1)
-
-    async def call(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """One request, with one renewal of the token if it is refused."""
-        for _ in range(2):
-            headers = {"Authorization": f"Bearer {self._token}", **more.pop("headers", {})}
-            answer = await self.http.request(method, path, headers=headers, **more)
-            if answer.status_code != 401:
-                return answer
-            await self.login()
-        return answer
-
-
-async def insist(send: Callable[[], Any]) -> httpx.Response | None:
-    """Send until there is a clear answer; None when there was none in a minute."""
-    until_s = time.monotonic() + RETRY_FOR_S
-    while time.monotonic() < until_s:
-        try:
-            answer: httpx.Response = await send()
-            if answer.status_code < 500:
-                return answer
-        except httpx.TransportError:
-            pass
-        await asyncio.sleep(random.uniform(0.05, 0.3))
-    return None
-
-
-class Trader:
-    """Places and cancels orders on one account until told to stop."""
-
-    def __init__(self, number: int, session: Session, account: str, log: Log, seed: int) -> None:
+    def __init__(self, number: int, floor: Floor, seed: int) -> None:
         self._number = number
-        self._session = session
-        self._account = account
-        self._log = log
-        self._random = random.Random(f"{seed}:{number}")
-        self._done: list[dict[str, Any]] = []
+        self._floor = floor
+        self._random = random.Random(f"client:{seed}:{number}")
+        self._lines: list[Line] = floor.lines()
+        self._home = number % len(self._lines)
+        self._count = 0
+        self._done: list[tuple[Request, str]] = []
         self._live: list[str] = []
+        self._pending: list[Pending] = []
+        self._posted: list[str] = []
+        orders = (self._order, 20), (self._cancel, 12), (self._repeat, 6), (self._mutate, 3)
+        transfers = (
+            (self._transfer, 24),
+            (self._pend, 12),
+            (self._post, 8),
+            (self._void, 3),
+            (self._race, 1),
+            (self._reverse, 2),
+            (self._linked, 3),
+            (self._bulk, 2),
+        )
+        self._menu = list(orders + (transfers if floor.transfers else ()))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`."""
-        count = 0
+        ways, weights = [way for way, _ in self._menu], [weight for _, weight in self._menu]
         while not stop.is_set():
-            count += 1
-            choice = self._random.random()
-            if self._live and choice < 0.25:
-                await self._cancel(self._live.pop(self._random.randrange(len(self._live))))
-            elif self._done and choice < 0.32:
-                await self._repeat(self._random.choice(self._done))
-            elif self._done and choice < 0.35:
-                await self._mutate(self._random.choice(self._done))
+            if len(self._live) > 30:
+                await self._cancel()
+            await self._random.choices(ways, weights)[0]()
+        for line in self._lines:
+            line.close()
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"c{self._number}-{self._count}"
+
+    async def _perform(self, request: Request, twins: bool = False) -> Told:
+        """Ask, with the troubles that clients have: hanging up, walking away, asking twice."""
+        floor, rng = self._floor, self._random
+        await floor.asked(request)
+        if twins:
+            first, second = await asyncio.gather(
+                floor.insist(request, self._lines, 0, rng),
+                floor.insist(request, [*floor.lines()], 1, rng),
+            )
+            if second.accepted and not first.accepted:
+                first, second = second, first
+            floor.ended(request, first)
+            floor.ended(request, second, "twin")
+            return first
+        hang_up_s = rng.uniform(0, 0.008) if rng.random() < HANG_UP else None
+        told = await floor.insist(
+            request, self._lines, self._home, rng, abandon=ABANDON, hang_up_after_s=hang_up_s
+        )
+        floor.ended(request, told)
+        return told
+
+    def _remember(self, request: Request, told: Told) -> None:
+        if told.answer is not None and (told.accepted or request.key is not None):
+            entry = request, "ack" if told.accepted else "refused"
+            if len(self._done) < _REMEMBERED:
+                self._done.append(entry)
             else:
-                await self._place(f"w{self._number}-{count}")
+                self._done[self._random.randrange(_REMEMBERED)] = entry
 
-    def _order(self, client_order_id: str) -> dict[str, Any]:
-        symbol = self._random.choice(SYMBOLS)
-        side = self._random.choice(("buy", "sell"))
-        order: dict[str, Any] = {
-            "account_id": self._account,
-            "symbol": symbol,
-            "side": side,
-            "client_order_id": client_order_id,
+    # Orders
+
+    async def _order(self) -> None:
+        rng, floor = self._random, self._floor
+        name = self._name()
+        body: dict[str, Any] = {
+            "account_id": rng.choice(floor.trading),
+            "symbol": rng.choice(SYMBOLS),
+            "side": rng.choice(("buy", "sell")),
         }
-        if self._random.random() < 0.5:
-            return order | {"type": "market", "quote_amount": str(self._random.randint(10, 40))}
-        return order | {"type": "limit", "resting": True}
-
-    async def _place(self, client_order_id: str) -> None:
-        order = self._order(client_order_id)
-        if order.pop("resting", False):
-            priced = await self._priced(order)
-            if priced is None:
-                return
-            order = priced
-        self._log.write("ask", **order)
-        answer = await insist(lambda: self._session.call("POST", "/v1/orders", json=order))
-        self._answered(order, answer)
-
-    def _answered(self, order: dict[str, Any], answer: httpx.Response | None) -> None:
-        client_order_id = order["client_order_id"]
-        if answer is None:
-            self._log.write("unclear", client_order_id=client_order_id)
-        elif answer.status_code in (200, 201):
-            body = answer.json()
-            self._log.write(
-                "ack",
-                client_order_id=client_order_id,
-                id=body["id"],
-                account=self._account,
-                replayed=answer.status_code == 200,
-            )
-            self._done.append(order)
-            if order["type"] == "limit":
-                self._live.append(body["id"])
-        else:
-            self._log.write(
-                "refusal", client_order_id=client_order_id, code=answer.json().get("code")
-            )
-
-    async def _priced(self, order: dict[str, Any]) -> dict[str, Any] | None:
-        """A limit near the market: some rest, some fill."""
-        try:
-            answer = await self._session.call("GET", f"/v1/instruments/{order['symbol']}")
-            rules = answer.json()
-            ticker = (
-                await self._session.call("GET", f"/v1/instruments/{order['symbol']}/ticker")
-            ).json()
-            middle = Decimal(ticker["bid"])
-            tick, step = Decimal(rules["tick"]), Decimal(rules["step"])
-        except (httpx.TransportError, KeyError, TypeError, ValueError, ArithmeticError):
+        market = floor.prices.markets.get(body["symbol"])
+        if market is None:
             await asyncio.sleep(0.1)
+            return
+        style = rng.random()  # by which key it is repeated: its own, the header's, or both
+        if style < 0.6:
+            body["client_order_id"] = name
+        if rng.random() < 0.5:
+            body |= {"type": "market", "quote_amount": str(rng.randint(10, 40))}
+        else:
+            away = Decimal(rng.randint(-5, 40)) / 10_000
+            price = market.bid * (1 - away if body["side"] == "buy" else 1 + away)
+            price = (price / market.tick).to_integral_value() * market.tick
+            quantity = Decimal(rng.randint(15, 60)) / price
+            quantity = (quantity / market.step).to_integral_value() * market.step
+            body |= {"type": "limit", "limit_price": f"{price:f}", "quantity": f"{quantity:f}"}
+        key = name if style > 0.3 else None
+        request = floor.request("order", "POST", "/v1/orders", body, key)
+        sent_s = time.monotonic()
+        told = await self._perform(request, twins=rng.random() < 0.03)
+        self._remember(request, told)
+        if told.accepted and told.answer is not None:
+            order_id = told.answer.json()["id"]
+            floor.pulse.placed(order_id, sent_s)
+            if body["type"] == "limit":
+                self._live.append(order_id)
+
+    async def _cancel(self) -> None:
+        if not self._live:
+            return
+        order_id = self._live.pop(self._random.randrange(len(self._live)))
+        key = self._name() if self._random.random() < 0.5 else None
+        request = self._floor.request(
+            "cancel", "DELETE", f"/v1/orders/{order_id}", None, key, of=order_id
+        )
+        self._remember(request, await self._perform(request))
+
+    # Transfers
+
+    def _pair(self) -> tuple[str, str]:
+        floor, rng = self._floor, self._random
+        place = floor.cash if rng.random() < 0.5 else floor.trading
+        source, target = rng.sample(place, 2)
+        return source, target
+
+    def _money(self) -> str:
+        rng = self._random
+        cents = rng.randint(1, 5_000) if rng.random() < 0.9 else rng.randint(5_000, 200_000)
+        if rng.random() < 0.01:
+            cents = 10**14  # more than anybody has
+        return f"{Decimal(cents).scaleb(-2):f}"
+
+    def _item(self) -> dict[str, Any]:
+        source, target = self._pair()
+        return {
+            "source_account_id": source,
+            "target_account_id": target,
+            "asset": "USDT",
+            "amount": self._money(),
+            "metadata": {"tag": self._name()},
+        }
+
+    async def _transfer(self) -> None:
+        body = self._item()
+        request = self._floor.request(
+            "transfer", "POST", "/v1/transfers", body, body["metadata"]["tag"]
+        )
+        told = await self._perform(request, twins=self._random.random() < 0.05)
+        self._remember(request, told)
+        self._note_posted(told)
+
+    def _note_posted(self, told: Told) -> None:
+        if told.accepted and told.answer is not None:
+            self._posted.append(told.answer.json()["id"])
+            del self._posted[:-50]
+
+    async def _pend(self) -> None:
+        body = self._item() | {"pending": True}
+        expires = self._random.random() < 0.25
+        if expires:
+            body["expires_in_s"] = self._random.randint(1, 6)
+        request = self._floor.request(
+            "pending", "POST", "/v1/transfers", body, body["metadata"]["tag"]
+        )
+        told = await self._perform(request, twins=self._random.random() < 0.03)
+        self._remember(request, told)
+        if told.accepted and told.answer is not None:
+            if expires and self._random.random() < 0.7:
+                return  # left to expire
+            self._pending.append(Pending(told.answer.json()["id"], Decimal(body["amount"])))
+
+    def _resolution(self, pending: Pending, kind: str) -> Request:
+        body: dict[str, Any] | None = None
+        if kind == "post":
+            cents = int(pending.amount * 100)
+            body = {}
+            if self._random.random() < 0.4:
+                part = Decimal(self._random.randint(1, cents)).scaleb(-2)
+                body = {"amount": f"{part:f}"}
+        return self._floor.request(
+            kind,
+            "POST",
+            f"/v1/transfers/{pending.id}/{kind}",
+            body,
+            self._name(),
+            of=pending.id,
+        )
+
+    def _take(self) -> Pending | None:
+        if not self._pending:
             return None
-        away = Decimal(self._random.randint(-5, 40)) / 10_000
-        price = middle * (1 - away if order["side"] == "buy" else 1 + away)
-        price = (price / tick).to_integral_value() * tick
-        quantity = (Decimal(self._random.randint(15, 60)) / price / step).to_integral_value() * step
-        return order | {"limit_price": f"{price:f}", "quantity": f"{quantity:f}"}
+        return self._pending.pop(self._random.randrange(len(self._pending)))
 
-    async def _repeat(self, order: dict[str, Any]) -> None:
-        answer = await insist(lambda: self._session.call("POST", "/v1/orders", json=order))
-        if answer is not None and answer.status_code in (200, 201):
-            self._log.write(
-                "ack",
-                client_order_id=order["client_order_id"],
-                id=answer.json()["id"],
-                account=self._account,
-                replayed=answer.status_code == 200,
+    async def _post(self) -> None:
+        pending = self._take()
+        if pending is not None:
+            request = self._resolution(pending, "post")
+            told = await self._perform(request, twins=self._random.random() < 0.05)
+            self._remember(request, told)
+            self._note_posted(told)
+
+    async def _void(self) -> None:
+        pending = self._take()
+        if pending is not None:
+            request = self._resolution(pending, "void")
+            self._remember(request, await self._perform(request))
+
+    async def _race(self) -> None:
+        """Post and void the same pending transfer at once, at two processes: one wins."""
+        pending = self._take()
+        if pending is None:
+            return
+        floor = self._floor
+        requests = [self._resolution(pending, kind) for kind in ("post", "void")]
+        for request in requests:
+            await floor.asked(request)
+        told = await asyncio.gather(
+            floor.insist(requests[0], self._lines, 0, self._random),
+            floor.insist(requests[1], floor.lines(), 1, self._random),
+        )
+        for request, outcome in zip(requests, told, strict=True):
+            floor.ended(request, outcome)
+
+    async def _reverse(self) -> None:
+        if not self._posted:
+            return
+        of = self._random.choice(self._posted)  # sometimes one that was reversed already
+        request = self._floor.request(
+            "reverse", "POST", f"/v1/transfers/{of}/reverse", {}, self._name(), of=of
+        )
+        self._remember(request, await self._perform(request))
+
+    async def _linked(self) -> None:
+        items = [self._item() for _ in range(self._random.randint(2, 5))]
+        request = self._floor.request(
+            "linked", "POST", "/v1/transfers/linked", {"transfers": items}, self._name()
+        )
+        self._remember(request, await self._perform(request))
+
+    async def _bulk(self) -> None:
+        """Each item is a command of its own, with a key of its own."""
+        items = [self._item() for _ in range(self._random.randint(2, 8))]
+        request = self._floor.request(
+            "bulk", "POST", "/v1/transfers/bulk", {"transfers": items}, self._name()
+        )
+        await self._floor.asked(request)
+        told = await self._floor.insist(request, self._lines, self._home, self._random)
+        if told.answer is not None and told.accepted:
+            results = told.answer.json()["results"]
+            self._floor.log.note(
+                "items",
+                n=request.number,
+                unclear=told.unclear,
+                results=[
+                    [item["status"], (item.get("transfer") or {}).get("id")] for item in results
+                ],
+            )
+        self._floor.ended(request, told)
+
+    # The same again
+
+    async def _repeat(self) -> None:
+        if not self._done:
+            return
+        request, _ = self._random.choice(self._done)
+        api = self._random.randrange(len(self._lines))
+        told = await self._floor.insist(request, self._lines, api, self._random)
+        self._floor.ended(request, told, "again")
+
+    async def _mutate(self) -> None:
+        """A key that was used, with other content: refused, and without effect."""
+        known = [(r, how) for r, how in self._done if r.body and r.kind in _MUTABLE]
+        if not known:
+            return
+        request, how = self._random.choice(known)
+        assert request.body is not None
+        body = dict(request.body)
+        if request.kind == "order":
+            if request.key is None and how == "refused":
+                return  # nothing was kept: it would be a new order
+            body["side"] = "buy" if body["side"] == "sell" else "sell"
+        else:
+            body["amount"] = f"{Decimal(body['amount']) + Decimal('0.01'):f}"
+        changed = Request(
+            request.number, request.kind, request.method, request.path, body, request.key
+        )
+        told = await self._floor.insist(changed, self._lines, self._home, self._random)
+        if told.answer is not None:
+            self._floor.log.note(
+                "mutated", n=request.number, status=told.answer.status, code=told.answer.code
             )
 
-    async def _mutate(self, order: dict[str, Any]) -> None:
-        changed = order | {"side": "buy" if order["side"] == "sell" else "sell"}
-        answer = await insist(lambda: self._session.call("POST", "/v1/orders", json=changed))
-        if answer is not None:
-            self._log.write(
-                "mutated", client_order_id=order["client_order_id"], status=answer.status_code
-            )
 
-    async def _cancel(self, order_id: str) -> None:
-        answer = await insist(lambda: self._session.call("DELETE", f"/v1/orders/{order_id}"))
-        if answer is not None and answer.status_code in (200, 202):
-            self._log.write("cancel_ack", id=order_id)
+_MUTABLE = ("order", "transfer", "pending")
 
 
-class Watcher:
-    """Follows an account's private stream across every fault, and logs each entry it is given."""
+async def open_accounts(floor: Floor, trading: int, cash: int) -> None:
+    """Accounts that last for the whole run; those without a venue live on their overdrafts."""
+    rng = random.Random(0)
+    lines = floor.lines()
 
-    def __init__(self, session: Session, url: str, account: str, log: Log) -> None:
-        self._session = session
-        self._url = url.replace("http", "ws") + "/v1/stream"
-        self._account = account
-        self._log = log
-        self.seq = 0
-        self.hash = ""
-        self.reconnects = 0
+    async def opened(body: dict[str, Any]) -> str:
+        request = floor.request("account", "POST", "/v1/accounts", body, f"open-{floor.numbers}")
+        await floor.asked(request)
+        told = await floor.insist(request, lines, 0, rng)
+        floor.ended(request, told)
+        if not told.accepted or told.answer is None:
+            raise RuntimeError(f"no account: {told}")
+        return str(told.answer.json()["id"])
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            try:
-                await self._follow()
-            except (OSError, websockets.WebSocketException, TimeoutError, KeyError, ValueError):
-                self.reconnects += 1
-                await asyncio.sleep(random.uniform(0.05, 0.3))
-
-    async def _follow(self) -> None:
-        token = await self._session.login()
-        async with websockets.connect(self._url, subprotocols=["tbot.v1.json"]) as socket:  # type: ignore[list-item]
-            await socket.send(json.dumps({"op": "auth", "token": token}))
-            channel: dict[str, Any] = {"channel": "account", "account_id": self._account}
-            if self.seq:
-                channel["resume"] = {"seq": self.seq, "hash": self.hash}
-            await socket.send(json.dumps({"op": "sub", "id": 1, "channels": [channel]}))
-            async for raw in socket:
-                message = json.loads(raw)
-                operation = message.get("op")
-                if operation == "subbed":
-                    self._log.write(
-                        "subbed", account=self._account, at=self.seq, sub=message["subs"][0]
-                    )
-                elif operation == "snap":
-                    self._log.write("snap", account=self._account, seq=message["seq"])
-                    self.seq, self.hash = message["seq"], message.get("hash", "")
-                elif operation == "delta":
-                    self._log.write(
-                        "entry",
-                        account=self._account,
-                        seq=message["seq"],
-                        hash=message["hash"],
-                        expected=self.seq + 1,
-                    )
-                    self.seq, self.hash = message["seq"], message["hash"]
+    balance = {"USDT": "1000000", "BTC": "10", "ETH": "200", "SOL": "5000"}
+    for number in range(trading):
+        body = {
+            "name": f"chaos {number}",
+            "venue": "paper",
+            "starting_balance": balance,
+            "limits": {"max_open_orders": 100_000},
+        }
+        floor.trading.append(await opened(body))
+    if floor.transfers:
+        for number in range(cash):
+            limits = {"overdraft": {"USDT": CASH_OVERDRAFT}}
+            body = {"name": f"chaos cash {number}", "kind": "cash", "limits": limits}
+            floor.cash.append(await opened(body))
+    for line in lines:
+        line.close()
