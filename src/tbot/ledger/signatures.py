@@ -45,7 +45,7 @@ def secret_bytes(text: str) -> bytes:
         raise ValueError(f"a secret begins with {PREFIX}")
     try:
         return base64.b64decode(text.removeprefix(PREFIX), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise ValueError("a secret is base64") from None
 
 

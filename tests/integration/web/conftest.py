@@ -25,11 +25,16 @@ from tbot.boot import projections
 from tbot.core.bus import Bus
 from tbot.core.ids import new_id
 from tbot.core.settings import MarketSettings, Settings
-from tbot.db.pool import connect_committer
-from tbot.journal.commands import GATEWAY
+from tbot.db.pool import connect_committer, connect_listener
+from tbot.journal.commands import GATEWAY, SYSTEM
 from tbot.journal.committer import Committer
-from tbot.ledger.entries import Limits
+from tbot.ledger.duty import PAYMENTS, Duty
+from tbot.ledger.entries import Limits, OpenAccount
 from tbot.ledger.flow import AccountDesk
+from tbot.ledger.payments_dispatch import Dispatcher
+from tbot.ledger.payments_flow import PaymentDesk, apply_report, rules_of
+from tbot.ledger.provider import Report, Said
+from tbot.ledger.provider_sim import SimulatedProvider
 from tbot.market.feed import MarketFeed
 from tbot.orders import store
 from tbot.orders.flow import Instruments, OrderDesk
@@ -54,6 +59,7 @@ from tbot.web.deps import Deps
 from tbot.web.server import server_options
 
 PASSWORD = "correct horse battery staple"
+CALLBACK_SECRET = b"c" * 32
 AT = datetime(2026, 11, 22, 5, 14, 43, 123456, tzinfo=UTC)
 
 
@@ -129,6 +135,9 @@ class Site:
     feed: MarketFeed
     venue: PaperDeposits
     checks: dict[str, Any]
+    bus: Bus
+    payments: PaymentDesk
+    provider: SimulatedProvider
     _tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -194,6 +203,34 @@ class Site:
         created: dict[str, Any] = answer.json()
         return created
 
+    async def cash(self, client: httpx.AsyncClient, **balance: str) -> dict[str, Any]:
+        """A new cash account of the client's user, with what deposits brought."""
+        answer = await client.post("/v1/accounts", json={"name": "cash", "kind": "cash"})
+        assert answer.status_code == 201, answer.text
+        created: dict[str, Any] = answer.json()
+        for asset, amount in balance.items():
+            body = {"account_id": created["id"], "asset": asset, "amount": amount}
+            deposit = (await client.post("/v1/deposits", json=body)).json()
+            payment_id = UUID(deposit["id"])
+            report = Report(payment_id, Said.SUCCEEDED, asset, Decimal(amount), str(payment_id))
+            await apply_report(self.payments, report)
+        return created
+
+    async def cash_of(self, username: str, **balance: str) -> str:
+        """A cash account of a user with a balance that came from outside; its id."""
+        user_id = await self.pool.fetchval("SELECT id FROM users WHERE username = $1", username)
+        limits = self.orders.accounts.default_limits
+        amounts = {asset: Decimal(text) for asset, text in balance.items()}
+        command: Any = OpenAccount(
+            new_id(), SYSTEM, new_id(), user_id, "cash", None, limits, amounts
+        )
+        outcome = await self.committer.commit(command)
+        return str(outcome.result.id)
+
+    async def user(self, username: str, role: Role = Role.TRADER) -> None:
+        """One more user, with everybody's password."""
+        await users.create_user(self.pool, self.auth.passwords, username, PASSWORD, role)
+
     async def journal_size(self) -> int:
         """How many entries there are, of all accounts: what a refused request must not change."""
         size: int = await self.pool.fetchval("SELECT count(*) FROM journal")
@@ -219,7 +256,7 @@ async def site(new_site: NewSite) -> Site:
     """One API process with the users ann and bob (traders) and root (administrator)."""
     made: Site = await new_site()
     for name, role in (("ann", Role.TRADER), ("bob", Role.TRADER), ("root", Role.ADMIN)):
-        await users.create_user(made.pool, made.auth.passwords, name, PASSWORD, role)
+        await made.user(name, role)
     return made
 
 
@@ -249,7 +286,8 @@ async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
         max_open_orders=settings.risk.max_open_orders,
         price_collar=settings.risk.price_collar,
     )
-    accounts = AccountDesk(pool, committer, {"paper": venue}, limits)  # type: ignore[dict-item]
+    venues: Any = {"paper": venue}
+    accounts = AccountDesk(pool, committer, venues, limits, settings=settings.ledger)
     orders = OrderDesk(
         pool,
         committer,
@@ -261,8 +299,14 @@ async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
         settings.risk,
     )
     checks: dict[str, Any] = {}
-    app = build_app(Deps(settings, pool, auth, orders, {"paper": feed}, None, checks))
-    return Site(app, settings, pool, auth, committer, orders, feed, venue, checks)
+    provider = SimulatedProvider(
+        pool, settings.simulated_provider, CALLBACK_SECRET, "http://test", 300.0
+    )
+    payments = PaymentDesk(pool, committer, accounts, provider, rules_of(settings.payments))
+    app = build_app(Deps(settings, pool, auth, orders, {"paper": feed}, None, checks, payments))
+    return Site(
+        app, settings, pool, auth, committer, orders, feed, venue, checks, bus, payments, provider
+    )
 
 
 @pytest.fixture
@@ -285,6 +329,31 @@ async def serve() -> AsyncIterator[Callable[[Site], Any]]:
     for server, task in running:
         server.should_exit = True
         await task
+
+
+@pytest.fixture
+async def dispatch(serve: Callable[[Site], Any]) -> AsyncIterator[Callable[..., Any]]:
+    """Serves sites and takes their payments to the provider, as a process in that role does."""
+    duties: list[Duty] = []
+
+    async def start(site: Site, dsn: str, provider: Any = None) -> Dispatcher:
+        site.provider.callback_url = await serve(site)
+        moving = provider or site.provider
+        dispatcher = Dispatcher(site.payments, moving, site.bus, site.settings.payments)
+
+        async def work() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(dispatcher.run())
+                if moving is site.provider:
+                    group.create_task(site.provider.run())
+
+        duties.append(Duty(lambda: connect_listener(dsn), PAYMENTS, work))
+        duties[-1].start()
+        return dispatcher
+
+    yield start
+    for one in duties:
+        await one.stop()
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
