@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -78,6 +79,9 @@ class Edge:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(inner, limited(inner, receive, self._bytes_max), answer)
+            except ClientDisconnect:
+                # Nobody is left to be answered, and nothing of ours failed.
+                _log.info("client_gone", method=method, route=_route(inner))
             except Exception as error:
                 if status:  # half an answer is out: the connection has to go
                     _log.exception("request_failed", method=method, route=_route(inner))
