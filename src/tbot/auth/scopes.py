@@ -21,7 +21,8 @@ class Scope(StrEnum):
 
     MARKET_READ = "market:read", "Read instruments and market data."
     ACCOUNT_READ = "account:read", "Read your accounts, balances, positions, fills and journal."
-    ACCOUNT_WRITE = "account:write", "Create accounts."
+    ACCOUNT_WRITE = "account:write", "Create and change accounts."
+    TRANSFERS_WRITE = "transfers:write", "Transfer money, and post, void and reverse transfers."
     ORDERS_READ = "orders:read", "Read your orders."
     ORDERS_WRITE = "orders:write", "Place and cancel orders."
     PAYMENTS_WRITE = "payments:write", "Ask for deposits and withdrawals, and cancel them."

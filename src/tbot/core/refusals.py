@@ -113,6 +113,10 @@ class Reason(StrEnum):
         "The account has as many pending transfers as it may.",
     )
     TRANSFER_NOT_FOUND = "transfer_not_found", "The account has no such transfer."
+    TRANSFER_NOT_ALLOWED = (
+        "transfer_not_allowed",
+        "The source's owner posts a transfer, the target's reverses it, either voids it.",
+    )
     TRANSFER_NOT_PENDING = "transfer_not_pending", "The transfer has been resolved already."
     TRANSFER_EXPIRED = "transfer_expired", "The pending transfer's time is over."
     TRANSFER_AMOUNT_EXCEEDED = (
@@ -139,6 +143,7 @@ class Reason(StrEnum):
         "approver_is_requester",
         "Who asked for a payment cannot approve it: a second person has to.",
     )
+    WEBHOOKS_MAX = "webhooks_max", "There are as many webhooks as there may be."
     PAYMENT_CONTRADICTED = (
         "payment_contradicted",
         "What the provider says cannot be true of this payment; somebody has to look at it.",

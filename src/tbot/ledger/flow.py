@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -81,16 +81,24 @@ class AccountDesk:
         known = self._facts.get(account_id)
         if known is not None:
             return known
-        row = await self.pool.fetchrow(
-            "SELECT owner_id, venue FROM accounts WHERE id = $1", account_id
-        )
-        if row is None:
+        await self.know([account_id])
+        known = self._facts.get(account_id)
+        if known is None:
             raise NotFound("no such account")
-        if len(self._facts) >= self.facts_kept_max:
+        return known
+
+    async def know(self, account_ids: Iterable[UUID]) -> None:
+        """Read the facts of accounts that are not in memory yet, of all at once."""
+        wanted = [account_id for account_id in account_ids if account_id not in self._facts]
+        if not wanted:
+            return
+        rows = await self.pool.fetch(
+            "SELECT id, owner_id, venue FROM accounts WHERE id = ANY($1::uuid[])", wanted
+        )
+        if len(self._facts) + len(rows) > self.facts_kept_max:
             self._facts.clear()
-        facts = AccountFacts(account_id, row["owner_id"], row["venue"])
-        self._facts[account_id] = facts
-        return facts
+        for row in rows:
+            self._facts[row["id"]] = AccountFacts(row["id"], row["owner_id"], row["venue"])
 
 
 async def open_account(

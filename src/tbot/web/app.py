@@ -26,6 +26,7 @@ from tbot.web import (
     statements,
     stream,
     tokens,
+    transfers,
     users,
 )
 from tbot.web.deps import Deps
@@ -49,6 +50,7 @@ _TAGS: Final = [
     {"name": "tokens", "description": "Log in, refresh, log out."},
     {"name": "users", "description": "Yourself; for administrators, all users."},
     {"name": "accounts", "description": "Accounts, what is on them, and how it came there."},
+    {"name": "transfers", "description": "Move money between accounts."},
     {"name": "orders", "description": "Place, follow and cancel orders."},
     {"name": "payments", "description": "Deposits and withdrawals of cash accounts."},
     {"name": "market", "description": "Instruments and market data."},
@@ -88,6 +90,7 @@ def build_app(deps: Deps) -> Application:
         accounts,
         history,
         statements,
+        transfers,
         payments,
         callbacks,
         market,

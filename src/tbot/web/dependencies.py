@@ -91,6 +91,9 @@ AccountReader = Annotated[Principal, Security(current_principal, scopes=[Scope.A
 AccountWriter = Annotated[
     Principal, Security(current_principal, scopes=[Scope.ACCOUNT_WRITE.value])
 ]
+TransferWriter = Annotated[
+    Principal, Security(current_principal, scopes=[Scope.TRANSFERS_WRITE.value])
+]
 OrderReader = Annotated[Principal, Security(current_principal, scopes=[Scope.ORDERS_READ.value])]
 OrderWriter = Annotated[Principal, Security(current_principal, scopes=[Scope.ORDERS_WRITE.value])]
 PaymentWriter = Annotated[

@@ -59,6 +59,18 @@ def key_text(header: str | None) -> str | None:
     return found[1] or found[2]
 
 
+def request_key(request: Request) -> str | None:
+    """The key that a request came with.
+
+    Raises:
+        Problem: `malformed_header`.
+    """
+    given = request.headers.getlist("idempotency-key")
+    if len(given) > 1:
+        raise Problem("malformed_header", "there is more than one Idempotency-Key")
+    return key_text(given[0] if given else None)
+
+
 async def keyed(
     request: Request,
     deps: Deps,
@@ -81,10 +93,7 @@ async def keyed(
         Problem: `malformed_header`.
     """
     if key is None:
-        given = request.headers.getlist("idempotency-key")
-        if len(given) > 1:
-            raise Problem("malformed_header", "there is more than one Idempotency-Key")
-        key = key_text(given[0] if given else None)
+        key = request_key(request)
         if key is None:
             return None
     if content is None and await request.body():

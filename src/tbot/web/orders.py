@@ -13,7 +13,6 @@ from starlette.responses import Response
 from tbot.core import money
 from tbot.core.money import MoneyText
 from tbot.core.refusals import Reason
-from tbot.ledger import store as accounts_store
 from tbot.orders import flow, store
 from tbot.orders.commands import Placed
 from tbot.orders.model import Order, State
@@ -33,19 +32,15 @@ from tbot.web.dependencies import (
     page_limit,
     preferred_wait_s,
 )
-from tbot.web.deps import Deps
 from tbot.web.fields import Answer, ClientOrderId, Id, PositiveAmount, Request, Symbol, Timestamp
 from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
-from tbot.web.ownership import own_account, own_order
+from tbot.web.ownership import own_account, own_accounts, own_order
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
 from tbot.web.problems import invalid
 from tbot.web.routes import router
 
 routes = router("orders")
-
-ACCOUNTS_MAX = 1000
-"""Accounts of one owner that a list without `account_id` looks through."""
 
 _PLACE_REASONS = (
     Reason.ACCOUNT_CLOSED,
@@ -316,7 +311,7 @@ async def list_orders(
     before = None
     if cursor is not None:
         before = UUID(str(decode_cursor(secret, reader, "orders", filters, cursor)[0]))
-    account_ids = await _accounts(parts, principal, account_id)
+    account_ids = await own_accounts(parts, principal, account_id)
     async with parts.pool.acquire() as connection:
         found = await store.list_orders(
             connection,
@@ -335,15 +330,6 @@ async def list_orders(
         headers["Link"] = next_link(request, filters, size, following)
     page = {"items": [order_json(order) for order in found[:size]], "next": following}
     return json_answer(page, headers=headers)
-
-
-async def _accounts(deps: Deps, principal: OrderReader, account_id: UUID | None) -> list[UUID]:
-    if account_id is not None:
-        await own_account(deps, principal, account_id)
-        return [account_id]
-    async with deps.pool.acquire() as connection:
-        own = await accounts_store.list_accounts(connection, principal.user_id, None, ACCOUNTS_MAX)
-    return [account.id for account, _ in own]
 
 
 @routes.get(

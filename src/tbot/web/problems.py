@@ -118,6 +118,7 @@ _REASON_STATUS: Final[Mapping[Reason, int]] = {
     Reason.ACCOUNT_EXISTS: 409,
     Reason.ACCOUNT_NOT_EMPTY: 409,
     Reason.TRANSFER_NOT_FOUND: 404,
+    Reason.TRANSFER_NOT_ALLOWED: 403,
     Reason.TRANSFER_NOT_PENDING: 409,
     Reason.TRANSFER_EXPIRED: 409,
     Reason.TRANSFER_NOT_POSTED: 409,
@@ -274,6 +275,7 @@ def problem_of(error: Exception) -> Problem | None:
             | asyncpg.InterfaceError()
             | asyncpg.InternalClientError()
             | ConnectionError()
+            | FileNotFoundError()  # the database's socket, while its server is started again
             | TimeoutError()
         ):
             # Only reads end here: the write path turns what may have happened into OutcomeUnknown.

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, params
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
@@ -50,15 +51,21 @@ class StrictRoute(APIRoute):
         scopes = required_scopes(self)
         body = self.body_field
         form = body is not None and isinstance(body.field_info, params.Form)
+        needed = body is not None and body.field_info.is_required()
 
         async def strict(request: Request) -> Response:
             if scopes is not None:
                 await check_principal(request, scopes)
-            if body is not None:
+            if body is not None and (needed or _has_body(request.headers)):
                 check_media_type(request.headers, form)
             return await handler(StrictRequest(request.scope, request.receive))
 
         return strict
+
+
+def _has_body(headers: Headers) -> bool:
+    """Whether a request brings a body, by what HTTP/1.1 says (RFC 9112, section 6)."""
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def required_scopes(route: APIRoute) -> tuple[str, ...] | None:

@@ -1,0 +1,542 @@
+"""Transfers: at once or in two phases, linked, in bulk, reversed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import msgspec
+from fastapi import Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, ValidationError, WithJsonSchema
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from tbot.auth.flow import Principal
+from tbot.core import money
+from tbot.core.ids import new_id
+from tbot.core.money import MoneyText
+from tbot.core.refusals import Reason, Refused
+from tbot.core.settings import LedgerSettings
+from tbot.journal.commands import Actor
+from tbot.journal.once import Kept
+from tbot.ledger import transfers_flow as flow
+from tbot.ledger import transfers_store as store
+from tbot.ledger.transfers import LINKED_MAX, NewTransfer, Transfer, TransferState
+from tbot.web.answers import json_answer
+from tbot.web.dependencies import (
+    AccountReader,
+    PageCursor,
+    PageLimit,
+    Parts,
+    TransferWriter,
+    actor_of,
+    page_limit,
+)
+from tbot.web.deps import Deps
+from tbot.web.edge import problem_response
+from tbot.web.fields import Answer, Asset, Id, Metadata, PositiveAmount, Request, Timestamp
+from tbot.web.once import KeyHeader, keyed, request_key, respond
+from tbot.web.openapi import problems
+from tbot.web.ownership import own_account, own_accounts, own_transfer
+from tbot.web.pages import decode_cursor, encode_cursor, next_link
+from tbot.web.problems import Problem, invalid, refused
+from tbot.web.routes import router
+
+routes = router("transfers")
+
+_MAKING: Final = (
+    Reason.ACCOUNT_CLOSED,
+    Reason.ACCOUNT_FROZEN,
+    Reason.ACCOUNT_NEGATIVE,
+    Reason.AMOUNT_TOO_PRECISE,
+    Reason.ASSET_UNKNOWN,
+    Reason.INSUFFICIENT_FUNDS,
+    Reason.TARGET_NOT_FOUND,
+    Reason.TRANSFER_CROSSES_VENUES,
+    Reason.TRANSFER_SAME_ACCOUNT,
+    Reason.TRANSFERS_PENDING_MAX,
+)
+_ALWAYS: Final = ("not_found", "overloaded", "outcome_unknown")
+_CREATED: Final[dict[int | str, dict[str, Any]]] = {
+    201: {"headers": {"Location": {"schema": {"type": "string"}}}}
+}
+
+
+class TransferBody(Request):
+    """A transfer to be made."""
+
+    source_account_id: Annotated[Id, Field(description="Yours: its money goes.")]
+    target_account_id: Annotated[Id, Field(description="Anybody's.")]
+    asset: Asset
+    amount: PositiveAmount
+    pending: Annotated[
+        bool, Field(strict=True, description="Only hold the amount; post or void it later.")
+    ] = False
+    expires_in_s: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            strict=True,
+            description="Pending ones only: when to release it by itself. Never when absent; at "
+            "most `ledger.transfer_expiry_s_max`.",
+        ),
+    ] = None
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class LinkedBody(Request):
+    """Transfers of which all are made or none, in their order."""
+
+    transfers: Annotated[list[TransferBody], Field(min_length=2, max_length=LINKED_MAX)]
+
+
+class BulkItem(TransferBody):
+    """One transfer of many that have nothing to do with each other."""
+
+    key: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$",
+            strict=True,
+            description="An idempotency key of this item alone; else it is the request's with "
+            "`#` and the item's index, if the request has one.",
+        ),
+    ] = None
+
+
+class BulkBody(Request):
+    """Transfers with a result each; what is wrong with one does not concern the others."""
+
+    transfers: Annotated[
+        list[Any],
+        Field(min_length=1, description="At most `ledger.bulk_transfers_max`."),
+        WithJsonSchema(
+            {
+                "type": "array",
+                "minItems": 1,
+                "items": BulkItem.model_json_schema(),
+                "description": "At most `ledger.bulk_transfers_max`.",
+            }
+        ),
+    ]
+
+
+class PostBody(Request):
+    """How much of a pending transfer to post."""
+
+    amount: Annotated[
+        PositiveAmount | None,
+        Field(description="The rest is released. All of it when absent."),
+    ] = None
+
+
+class ReverseBody(Request):
+    """What to note with a reversal."""
+
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class TransferOut(Answer):
+    """A transfer."""
+
+    id: Id
+    source_account_id: Id
+    target_account_id: Id
+    asset: str
+    amount: MoneyText
+    state: TransferState
+    posted_amount: Annotated[MoneyText, Field(description="What has reached the target.")]
+    expires_at: Timestamp | None
+    reverses: Annotated[Id | None, Field(description="The transfer that this one takes back.")]
+    reversed_by: Annotated[Id | None, Field(description="The one that took this one back.")]
+    group_id: Annotated[Id | None, Field(description="Shared by linked transfers.")]
+    metadata: dict[str, str]
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class TransferPage(Answer):
+    """A page of transfers, newest first."""
+
+    items: list[TransferOut]
+    next: str | None
+
+
+class LinkedOut(Answer):
+    """Transfers that were made together."""
+
+    group_id: Id
+    transfers: list[TransferOut]
+
+
+class BulkResult(Answer):
+    """What became of one item: `transfer` with a status below 400, else `problem`."""
+
+    status: Annotated[int, Field(description="What a request of its own would have answered.")]
+    transfer: TransferOut | None = None
+    problem: dict[str, Any] | None = None
+    replayed: Annotated[
+        bool, Field(description="Whether it is the answer kept under the item's key.")
+    ] = False
+
+
+class BulkOut(Answer):
+    """A result for each item, in their order."""
+
+    results: list[BulkResult]
+
+
+def transfer_json(transfer: Transfer) -> dict[str, Any]:
+    """A transfer as `TransferOut` describes it, in JSON types."""
+    return {
+        "id": transfer.id,
+        "source_account_id": transfer.source_id,
+        "target_account_id": transfer.target_id,
+        "asset": transfer.asset,
+        "amount": money.text(transfer.amount),
+        "state": transfer.state,
+        "posted_amount": money.text(transfer.posted_amount),
+        "expires_at": transfer.expires_at,
+        "reverses": transfer.reverses,
+        "reversed_by": transfer.reversed_by,
+        "group_id": transfer.group_id,
+        "metadata": transfer.metadata,
+        "created_at": transfer.created_at,
+        "updated_at": transfer.updated_at,
+    }
+
+
+def _new(body: TransferBody, settings: LedgerSettings, place: str = "") -> NewTransfer:
+    """What the ledger is asked for; `place` is the JSON pointer of the body.
+
+    Raises:
+        Problem: A rule that no schema expresses is broken.
+    """
+    expires_in_s = body.expires_in_s
+    if expires_in_s is not None:
+        if not body.pending:
+            raise invalid("is for pending transfers only", pointer=f"{place}/expires_in_s")
+        if expires_in_s > settings.transfer_expiry_s_max:
+            raise invalid(
+                f"is at most {settings.transfer_expiry_s_max:g}", pointer=f"{place}/expires_in_s"
+            )
+    return NewTransfer(
+        id=new_id(),
+        source_id=body.source_account_id,
+        target_id=body.target_account_id,
+        asset=body.asset,
+        amount=body.amount,
+        pending=body.pending,
+        expires_in_s=expires_in_s,
+        metadata=body.metadata,
+    )
+
+
+def _made(made: tuple[Transfer, ...]) -> Response:
+    return _one(made[0], 201)
+
+
+def _one(transfer: Transfer, status: int = 200) -> Response:
+    headers = {"Location": f"/v1/transfers/{transfer.id}"} if status == 201 else None
+    return json_answer(transfer_json(transfer), status, headers)
+
+
+@routes.post(
+    "/transfers",
+    operation_id="create_transfer",
+    status_code=201,
+    response_model=TransferOut,
+    responses={**_CREATED, **problems(*_ALWAYS, *_MAKING)},
+)
+async def create_transfer(
+    request: HttpRequest,
+    parts: Parts,
+    principal: TransferWriter,
+    body: TransferBody,
+    _key: KeyHeader = None,
+) -> Response:
+    """Transfer money from an account of yours to another one.
+
+    With `pending` it is only held: post it (in full or in part), void it, or let it expire.
+    """
+    new = _new(body, parts.settings.ledger)
+    await own_account(parts, principal, new.source_id)
+    once = await keyed(request, parts, principal, new.source_id, _made)
+    desk = parts.orders.accounts
+    return respond(await flow.create(desk, actor_of(request, principal), new, once), _made)
+
+
+@routes.post(
+    "/transfers/linked",
+    operation_id="create_linked_transfers",
+    status_code=201,
+    response_model=LinkedOut,
+    responses={**_CREATED, **problems(*_ALWAYS, *_MAKING)},
+)
+async def create_linked_transfers(
+    request: HttpRequest,
+    parts: Parts,
+    principal: TransferWriter,
+    body: LinkedBody,
+    _key: KeyHeader = None,
+) -> Response:
+    """Make several transfers, all of them or none.
+
+    Each sees what the ones before it did, so money can pass through an account. The first that
+    cannot be made refuses all; `facts.transfer` is its index.
+    """
+    settings = parts.settings.ledger
+    new = [_new(one, settings, f"/transfers/{n}") for n, one in enumerate(body.transfers)]
+    for source_id in dict.fromkeys(one.source_id for one in new):
+        await own_account(parts, principal, source_id)
+    once = await keyed(request, parts, principal, new[0].source_id, _linked)
+    desk = parts.orders.accounts
+    outcome = await flow.create_linked(desk, actor_of(request, principal), new, once)
+    return respond(outcome, _linked)
+
+
+def _linked(made: tuple[Transfer, ...]) -> Response:
+    content = {"group_id": made[0].group_id, "transfers": [transfer_json(one) for one in made]}
+    return json_answer(content, 201, {"Location": f"/v1/transfers/{made[0].id}"})
+
+
+@routes.post(
+    "/transfers/bulk",
+    operation_id="create_transfers_in_bulk",
+    response_model=BulkOut,
+)
+async def create_transfers_in_bulk(
+    request: HttpRequest,
+    parts: Parts,
+    principal: TransferWriter,
+    body: BulkBody,
+    _key: KeyHeader = None,
+) -> Response:
+    """Make many transfers that stand or fall each for itself; the answer has a result for each.
+
+    It is 200 whatever the results are. Repeat it under the same `Idempotency-Key` after a timeout,
+    or only the items with a status from 500 on: those that were made are answered again.
+    """
+    most = parts.settings.ledger.bulk_transfers_max
+    if len(body.transfers) > most:
+        raise invalid(f"at most {most} at once", pointer="/transfers")
+    key = request_key(request)
+    actor = actor_of(request, principal)
+    items = [_item_body(item) for item in body.transfers]
+    # With everything known, nothing waits before the write path's queue: the order is kept.
+    asked = [one for one in items if isinstance(one, BulkItem)]
+    ids = {
+        account_id for one in asked for account_id in (one.source_account_id, one.target_account_id)
+    }
+    await parts.orders.accounts.know(ids)
+    await parts.orders.accounts.assets.check((one.asset, one.amount) for one in asked)
+    results = await asyncio.gather(
+        *(
+            _bulk_item(
+                request, parts, principal, actor, body.transfers[n], one, key and f"{key}#{n}"
+            )
+            for n, one in enumerate(items)
+        )
+    )
+    return json_answer({"results": results})
+
+
+async def _bulk_item(
+    request: HttpRequest,
+    parts: Deps,
+    principal: Principal,
+    actor: Actor,
+    item: Any,
+    body: BulkItem | RequestValidationError,
+    key: str | None,
+) -> dict[str, Any]:
+    """The result of one item; whatever goes wrong with it is its result."""
+    try:
+        if isinstance(body, RequestValidationError):
+            raise body
+        new = _new(body, parts.settings.ledger)
+        await own_account(parts, principal, new.source_id)
+        key = body.key or key
+        once = None
+        if key is not None:
+            once = await keyed(
+                request, parts, principal, new.source_id, _made, key=key, content=item
+            )
+        outcome = await flow.create(parts.orders.accounts, actor, new, once)
+        if isinstance(outcome, Kept):
+            what = "transfer" if outcome.status < 400 else "problem"
+            return {"status": outcome.status, what: msgspec.Raw(outcome.body), "replayed": True}
+        if isinstance(outcome, Refused):
+            raise refused(outcome)
+    except Exception as error:  # noqa: BLE001 - the other items go on
+        request_id = request.scope.get("tbot.request_id", "")
+        response = problem_response(error, request.scope, request_id)
+        return {"status": response.status_code, "problem": msgspec.Raw(bytes(response.body))}
+    return {"status": 201, "transfer": transfer_json(outcome[0])}
+
+
+def _item_body(item: Any) -> BulkItem | RequestValidationError:
+    try:
+        return BulkItem.model_validate(item)
+    except ValidationError as error:
+        return RequestValidationError(
+            [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        )
+
+
+@routes.get(
+    "/transfers",
+    operation_id="list_transfers",
+    response_model=TransferPage,
+    responses=problems("not_found", "invalid_cursor"),
+)
+async def list_transfers(
+    request: HttpRequest,
+    parts: Parts,
+    principal: AccountReader,
+    account_id: Annotated[Id | None, Query(description="All your accounts when absent.")] = None,
+    state: Annotated[TransferState | None, Query()] = None,
+    limit: PageLimit = None,
+    cursor: PageCursor = None,
+) -> Response:
+    """List transfers out of and into your accounts, newest first."""
+    size = page_limit(limit, parts)
+    given = {"account_id": account_id, "state": state}
+    filters = {name: str(value) for name, value in given.items() if value is not None}
+    secret, reader = parts.auth.keys.cursor_secret, principal.user_id
+    before = None
+    if cursor is not None:
+        before = UUID(str(decode_cursor(secret, reader, "transfers", filters, cursor)[0]))
+    account_ids = await own_accounts(parts, principal, account_id)
+    async with parts.pool.acquire() as connection:
+        found = await store.list_transfers(
+            connection, account_ids, state=state, before=before, limit=size + 1
+        )
+    headers = {}
+    following = None
+    if len(found) > size:
+        position: list[str | int] = [str(found[size - 1].id)]
+        following = encode_cursor(secret, reader, "transfers", filters, position)
+        headers["Link"] = next_link(request, filters, size, following)
+    page = {"items": [transfer_json(one) for one in found[:size]], "next": following}
+    return json_answer(page, headers=headers)
+
+
+@routes.get(
+    "/transfers/{transfer_id}",
+    operation_id="get_transfer",
+    response_model=TransferOut,
+    responses=problems("not_found"),
+)
+async def get_transfer(parts: Parts, principal: AccountReader, transfer_id: Id) -> Response:
+    """Get a transfer out of or into an account of yours."""
+    await own_transfer(parts, principal, transfer_id)
+    async with parts.pool.acquire() as connection:
+        return _one(await store.get_transfer(connection, transfer_id))
+
+
+def _not_allowed(who: str) -> Problem:
+    return refused(Refused(Reason.TRANSFER_NOT_ALLOWED, f"this is for {who}"))
+
+
+@routes.post(
+    "/transfers/{transfer_id}/post",
+    operation_id="post_transfer",
+    response_model=TransferOut,
+    responses=problems(
+        *_ALWAYS,
+        Reason.ACCOUNT_CLOSED,
+        Reason.ACCOUNT_FROZEN,
+        Reason.AMOUNT_TOO_PRECISE,
+        Reason.TRANSFER_AMOUNT_EXCEEDED,
+        Reason.TRANSFER_EXPIRED,
+        Reason.TRANSFER_NOT_ALLOWED,
+        Reason.TRANSFER_NOT_PENDING,
+    ),
+)
+async def post_transfer(
+    request: HttpRequest,
+    parts: Parts,
+    principal: TransferWriter,
+    transfer_id: Id,
+    body: PostBody | None = None,
+    _key: KeyHeader = None,
+) -> Response:
+    """Post a pending transfer: its money reaches the target. For the source's owner."""
+    side = await own_transfer(parts, principal, transfer_id)
+    if not (side.source or side.admin):
+        raise _not_allowed("the source's owner")
+    once = await keyed(request, parts, principal, side.facts.source_id, _one)
+    amount = None if body is None else body.amount
+    desk = parts.orders.accounts
+    outcome = await flow.post(desk, actor_of(request, principal), transfer_id, amount, once)
+    return respond(outcome, _one)
+
+
+@routes.post(
+    "/transfers/{transfer_id}/void",
+    operation_id="void_transfer",
+    response_model=TransferOut,
+    responses=problems(*_ALWAYS, Reason.TRANSFER_NOT_PENDING),
+)
+async def void_transfer(
+    request: HttpRequest,
+    parts: Parts,
+    principal: TransferWriter,
+    transfer_id: Id,
+    _key: KeyHeader = None,
+) -> Response:
+    """Void a pending transfer: what it held is released. For the owners of source and target."""
+    side = await own_transfer(parts, principal, transfer_id)
+    once = await keyed(request, parts, principal, side.facts.source_id, _one)
+    desk = parts.orders.accounts
+    outcome = await flow.void(desk, actor_of(request, principal), transfer_id, once)
+    return respond(outcome, _one)
+
+
+@routes.post(
+    "/transfers/{transfer_id}/reverse",
+    operation_id="reverse_transfer",
+    status_code=201,
+    response_model=TransferOut,
+    responses={
+        **_CREATED,
+        **problems(
+            *_ALWAYS,
+            Reason.ACCOUNT_CLOSED,
+            Reason.ACCOUNT_FROZEN,
+            Reason.ACCOUNT_NEGATIVE,
+            Reason.INSUFFICIENT_FUNDS,
+            Reason.TRANSFER_IS_REVERSAL,
+            Reason.TRANSFER_NOT_ALLOWED,
+            Reason.TRANSFER_NOT_POSTED,
+            Reason.TRANSFER_REVERSED,
+        ),
+    },
+)
+async def reverse_transfer(
+    request: HttpRequest,
+    parts: Parts,
+    principal: TransferWriter,
+    transfer_id: Id,
+    body: ReverseBody | None = None,
+    _key: KeyHeader = None,
+) -> Response:
+    """Give back what a posted transfer brought, whole, by a new transfer. For the target's owner.
+
+    Entries are never changed: the old transfer stays, and names the new one as `reversed_by`.
+    """
+    side = await own_transfer(parts, principal, transfer_id)
+    if not (side.target or side.admin):
+        raise _not_allowed("the target's owner, whose money goes")
+    once = await keyed(request, parts, principal, side.facts.target_id, _reversed)
+    metadata = {} if body is None else body.metadata
+    desk = parts.orders.accounts
+    outcome = await flow.reverse(desk, actor_of(request, principal), transfer_id, metadata, once)
+    return respond(outcome, _reversed)
+
+
+def _reversed(transfer: Transfer) -> Response:
+    return _one(transfer, 201)
