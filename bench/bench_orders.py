@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from writepath import place
-from writepath.firing import NUMBER, Shots, fire, post
+from writepath.firing import NUMBER, WARM_S, Shots, fire, post
 from writepath.place import Server
 
 PATH = "/v1/orders"
@@ -71,11 +71,13 @@ class Orders:
 
 def told(name: str, shots: Shots, server: Server, before_s: float) -> None:
     """One line of the table; the processor columns tell who was the bottleneck."""
-    busy = (server.processor_s() - before_s) / (shots.seconds + 0.5)
-    firing = shots.processor_s / shots.seconds
+    spent_s = server.processor_s() - before_s
+    busy, firing = spent_s / (shots.seconds + WARM_S), shots.processor_s / shots.seconds
+    each_us = spent_s / shots.served * 1e6
     print(
         f"  {name:34s} {shots.per_s:8.0f}/s   p50 {shots.ms(50):7.2f} ms"
-        f"   p99 {shots.ms(99):7.2f} ms   server {busy:4.0%}   generator {firing:4.0%}",
+        f"   p99 {shots.ms(99):7.2f} ms   server {busy:4.0%}, {each_us:4.0f} µs each"
+        f"   generator {firing:4.0%}",
         flush=True,
     )
 

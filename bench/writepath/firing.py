@@ -15,6 +15,7 @@ from statistics import quantiles
 
 NUMBER = b"%012d"
 """How a request's number is written: always as long, so that Content-Length never changes."""
+WARM_S = 0.5
 _TIMEOUT_S = 30.0
 
 
@@ -27,6 +28,8 @@ class Shots:
     latencies_s: list[float] = field(repr=False)
     processor_s: float = 0.0
     """Processor time that the generator itself took."""
+    served: int = 0
+    """With those of the warm-up."""
 
     @property
     def per_s(self) -> float:
@@ -71,7 +74,7 @@ def fire(
     request: Callable[[int], bytes],
     first: int,
     status: bytes = b"201",
-    warm_s: float = 0.5,
+    warm_s: float = WARM_S,
 ) -> tuple[Shots, int]:
     """Keep each connection busy with one request at a time for a while.
 
@@ -150,7 +153,7 @@ def fire(
         poll.close()
         for peer in peers.values():
             peer.socket.close()
-    return Shots(ended_s - from_s, len(latencies), latencies, processor_s), number
+    return Shots(ended_s - from_s, len(latencies), latencies, processor_s, number - first), number
 
 
 def _length(received: bytes, end: int) -> int:

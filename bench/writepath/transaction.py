@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from tbot.core import clock, money
 from tbot.core.refusals import Refused
@@ -121,6 +122,8 @@ class OneTransactionEach:
 
 
 def _columns(order: Order, key: UUID | None) -> list[Any]:
-    row = store._row(order)
-    row["client_key"] = key
+    row = {"client_key": key, **{name: getattr(order, name) for name in store._NAMES}}
+    row["fees"] = msgspec.json.encode(order.fees).decode()
+    for name in ("send_by", "created_at", "updated_at"):
+        row[name] = clock.unstamp(row[name])
     return [row[name] for name, _ in store._INSERTED]

@@ -35,7 +35,7 @@ from joserfc.util import urlsafe_b64decode
 
 from tbot.auth.scopes import Scope, parse, text
 from tbot.core.errors import IntegrityError, InvalidToken
-from tbot.core.ids import new_id
+from tbot.core.ids import new_id, read_id
 
 ALGORITHM: Final = "Ed25519"  # RFC 9864: fully specified, unlike "EdDSA"
 ACCESS_TYPE: Final = "at+jwt"
@@ -260,7 +260,7 @@ def _id(claims: dict[str, Any], name: str) -> UUID:
     value = claims.get(name)
     if not isinstance(value, str) or not _UUID.fullmatch(value):
         raise InvalidToken(f"the claim {name} is missing or malformed")
-    return UUID(value)
+    return read_id(value)
 
 
 def _json_object(segment: str) -> dict[str, Any]:

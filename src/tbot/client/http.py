@@ -143,7 +143,9 @@ class Api:
                     raise error_of(response)
             delay_s = backoff.next_s(at_least_s)
             if time.monotonic() + delay_s > deadline_s:
-                raise OutcomeUnknown(why, key) if maybe_done and method != "GET" else Unavailable(why)
+                raise (
+                    OutcomeUnknown(why, key) if maybe_done and method != "GET" else Unavailable(why)
+                )
             await asyncio.sleep(delay_s)
 
 

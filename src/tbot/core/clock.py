@@ -56,7 +56,9 @@ def stamp(at: datetime) -> str:
         >>> stamp(from_ms(1723161255342))
         '2024-08-08T23:54:15.342000Z'
     """
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if at.tzinfo is not UTC:
+        at = at.astimezone(UTC)
+    return at.isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def unstamp(text: str) -> datetime:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import decimal
 import re
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -94,12 +95,13 @@ def parse(value: str) -> Decimal:
     if not _SHAPE.fullmatch(value):
         raise InvalidAmount(f'{value!r} is not a plain decimal number such as "12.50"')
     number = Decimal(value)
-    _, digits, exponent = number.as_tuple()
-    if isinstance(exponent, int) and -exponent > SCALE_MAX:
-        raise InvalidAmount(f"more than {SCALE_MAX} decimals")
-    if len(digits) > DIGITS_MAX:
-        raise InvalidAmount(f"more than {DIGITS_MAX} digits")
-    return ZERO if number.is_zero() else number
+    if len(value) > SCALE_MAX:  # anything shorter is within both bounds
+        _, digits, exponent = number.as_tuple()
+        if isinstance(exponent, int) and -exponent > SCALE_MAX:
+            raise InvalidAmount(f"more than {SCALE_MAX} decimals")
+        if len(digits) > DIGITS_MAX:
+            raise InvalidAmount(f"more than {DIGITS_MAX} digits")
+    return number or ZERO
 
 
 def text(value: Decimal) -> str:
@@ -109,7 +111,7 @@ def text(value: Decimal) -> str:
         >>> text(Decimal("1.500")), text(Decimal("1E+3")), text(Decimal("-0.0"))
         ('1.5', '1000', '0')
     """
-    if value.is_zero():
+    if not value:
         return "0"
     written = format(value, "f")
     return written.rstrip("0").rstrip(".") if "." in written else written
@@ -133,7 +135,12 @@ def quantize(value: Decimal, scale: int, rounding: str) -> Decimal:
         >>> quantize(Decimal("1.005"), 2, decimal.ROUND_UP)
         Decimal('1.01')
     """
-    return value.quantize(Decimal(1).scaleb(-scale), rounding=rounding, context=_ROUNDING)
+    return value.quantize(_unit(scale), rounding=rounding, context=_ROUNDING)
+
+
+@cache
+def _unit(scale: int) -> Decimal:
+    return ONE.scaleb(-scale)
 
 
 def is_multiple(value: Decimal, unit: Decimal) -> bool:
@@ -145,7 +152,7 @@ def is_multiple(value: Decimal, unit: Decimal) -> bool:
         >>> is_multiple(Decimal("0.35"), Decimal("0.1"))
         False
     """
-    return unit.is_zero() or (value % unit).is_zero()
+    return not unit or not value % unit
 
 
 def floor_to(value: Decimal, unit: Decimal) -> Decimal:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import structlog
 
 from tbot.core import clock, money
@@ -72,8 +73,7 @@ SELECT * FROM unnest({0}::text[], {1}::text[], {2}::smallint[], {3}::numeric[])
 ON CONFLICT (name, asset, lane) DO UPDATE SET amount = c.amount + excluded.amount"""
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """An entry that is durable, as the post-commit listeners get it."""
 
     account_id: UUID
@@ -81,6 +81,8 @@ class Committed:
     hash: bytes
     body: bytes
     entry: Entry
+    command_id: UUID
+    at: datetime
 
 
 class StateCache:
@@ -241,8 +243,10 @@ class Batch:
             raise IntegrityError(f"postings of {command!r} do not sum to zero: {missing}")
         by = command.actor.to_json()
         entries = tuple(
-            self._append(draft, str(command.id), by, context.now, projections)
-            for draft in decision.entries
+            [
+                self._append(draft, command.id, by, context, projections)
+                for draft in decision.entries
+            ]
         )
         for topic in decision.wakes:
             self.wakes[topic] = None
@@ -251,35 +255,43 @@ class Batch:
     def _append(
         self,
         draft: Draft,
-        command_id: str,
+        command_id: UUID,
         by: dict[str, str],
-        now: datetime,
+        context: Context,
         projections: Sequence[Projection],
     ) -> Entry:
         state = self.states[draft.account_id]
-        at = max(now, state.at)
+        at = context.now
+        text = context.stamp()
+        if state.at > at:
+            at = state.at
+            text = clock.stamp(at)
         entry = Entry(
             v=1,
-            account=str(draft.account_id),
+            account=state.text,
             seq=state.seq + 1,
-            at=clock.stamp(at),
+            at=text,
             kind=draft.kind,
-            command=command_id,
+            command=str(command_id),
             by=by,
             postings=[(p.holder, p.asset, money.text(p.amount)) for p in draft.postings],
             data=draft.data,
         )
         body, head = chain.seal(state.hash, entry)
         state.seq, state.hash, state.at = entry.seq, head, at
+        state.made = draft.made
         for projection in projections:
             projection.apply(state, entry)
+        state.made = None
         # As written in the entry: without the trailing zeros of a product, which the domain counts.
         for holder, asset, amount in entry.postings:
             if holder not in OWN_HOLDERS:
                 key = holder, asset
                 self.counters[key] = self.counters.get(key, money.ZERO) + Decimal(amount)
-        self.entries.append(Committed(draft.account_id, entry.seq, head, body, entry))
-        self.wakes[f"head:{draft.account_id}"] = None
+        self.entries.append(
+            Committed(state.account_id, entry.seq, head, body, entry, command_id, at)
+        )
+        self.wakes["head:" + state.text] = None
         return entry
 
     @property
@@ -313,9 +325,9 @@ class Batch:
                 [
                     [e.account_id for e in entries],
                     [e.seq for e in entries],
-                    [UUID(e.entry.command) for e in entries],
+                    [e.command_id for e in entries],
                     [e.entry.kind for e in entries],
-                    [clock.unstamp(e.entry.at) for e in entries],
+                    [e.at for e in entries],
                     [e.body for e in entries],
                     [e.hash for e in entries],
                 ],

@@ -4,7 +4,7 @@
 COMMIT. Exceptions are faults with an exact meaning: `Overloaded` and `JournalUnavailable` mean
 certainly not executed, `OutcomeUnknown` means repeat it under the same key to learn.
 
-One task owns the connection. Requests await a shielded future, so a client that goes away never
+One task owns the connection. Requests await a future of their own, so a client that goes away never
 cancels SQL. There is no timer: a batch is whatever waits when the connection becomes free.
 """
 
@@ -95,6 +95,7 @@ class Committer:
         self._outages = 0
         self._running: list[Pending] = []
         self.healthy = False
+        _WAITING.set_function(self._queue.__len__)
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with the entries of every batch, right after its COMMIT.
@@ -152,8 +153,8 @@ class Committer:
         """
         pending = Pending(command, once)
         await self._queue.put(pending)
-        _WAITING.set(len(self._queue))
-        return await asyncio.shield(pending.future)
+        # A caller that goes away cancels this future of its own and nothing else.
+        return await pending.future
 
     async def _run(self) -> None:
         while True:
@@ -163,7 +164,6 @@ class Committer:
             for late in self._queue.expired(self._settings.queue_age_s_max):
                 late.fail(Overloaded("the command waited too long to be committed"))
             pendings = self._queue.take(self._settings.batch_max)
-            _WAITING.set(len(self._queue))
             if pendings:
                 self._running = pendings
                 try:
@@ -341,9 +341,12 @@ class Committer:
                 self._cache.put(state)
         if batch.left:
             self._queue.put_back(batch.left)
+        counts: dict[type, int] = {}
         for pending, outcome in batch.outcomes:
-            _OUTCOMES.labels(type(outcome).__name__.lower()).inc()
+            counts[type(outcome)] = counts.get(type(outcome), 0) + 1
             pending.answer(outcome)
+        for kind, count in counts.items():
+            _OUTCOMES.labels(kind.__name__.lower()).inc(count)
         if batch.entries:
             for listener in self._listeners:
                 listener(batch.entries)

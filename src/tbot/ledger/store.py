@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from tbot.core import clock
+from tbot.core import clock, money
 from tbot.core.errors import NotFound
 from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
@@ -31,7 +31,9 @@ SELECT * FROM unnest({0}::uuid[], {1}::uuid[], {2}::text[], {3}::text[], {4}::te
 ON CONFLICT (id) DO UPDATE SET name = excluded.name, status = excluded.status,
                                limits = excluded.limits, updated_at = excluded.updated_at"""
 _WRITE_BALANCES = """INSERT INTO balances (account_id, asset, available, held)
-SELECT * FROM unnest({0}::uuid[], {1}::text[], {2}::numeric[], {3}::numeric[])
+SELECT account_id, asset, available::numeric, held::numeric
+FROM unnest({0}::uuid[], {1}::text[], {2}::text[], {3}::text[])
+ AS u (account_id, asset, available, held)
 ON CONFLICT (account_id, asset) DO UPDATE
 SET available = excluded.available, held = excluded.held"""
 
@@ -89,7 +91,15 @@ class LedgerProjection:
                 ledger.account_changed = False
             for asset in ledger.assets_changed:
                 balance = ledger.balances[asset]
-                balances.append((state.account_id, asset, balance.available, balance.held))
+                # As texts: the server reads them faster than we could write its binary form.
+                balances.append(
+                    (
+                        state.account_id,
+                        asset,
+                        money.text(balance.available),
+                        money.text(balance.held),
+                    )
+                )
             ledger.assets_changed.clear()
         writes = []
         if accounts:

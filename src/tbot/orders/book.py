@@ -37,6 +37,7 @@ class Orders:
     Attributes:
         open: Every order that is not final, by id.
         recalled: Final orders that were read for this batch or became final in it.
+        created: The first versions of those that are not in the table yet.
         new_fills: Booked since the tables were last written.
     """
 
@@ -56,7 +57,7 @@ class Orders:
         self.recalled: dict[UUID, Order] = {}
         self._client_ids: dict[str, UUID] = {}
         self.positions: dict[str, Position] = {}
-        self.created: set[UUID] = set()
+        self.created: dict[UUID, Order] = {}
         self.changed: set[UUID] = set()
         self.positions_changed: set[str] = set()
         self.new_fills: list[Fill] = []
@@ -90,10 +91,11 @@ class Orders:
 
     def forget(self) -> None:
         """Drop what only one batch needed; the tables are up to date."""
-        for order in self.recalled.values():
-            if order.client_order_id is not None:
-                self._client_ids.pop(order.client_order_id, None)
-        self.recalled.clear()
+        if self.recalled:
+            for order in self.recalled.values():
+                if order.client_order_id is not None:
+                    self._client_ids.pop(order.client_order_id, None)
+            self.recalled.clear()
         self.created.clear()
         self.changed.clear()
         self.positions_changed.clear()
@@ -107,8 +109,12 @@ def apply(state: AccountState, entry: Entry) -> None:
     orders = state.part(Orders)
     data = entry.data
     if "accepted" in data:
-        order = Order.from_data(data["accepted"], seq=entry.seq, at=entry.at)
-        orders.created.add(order.id)
+        made: Order | None = state.made
+        if made is None:
+            order = Order.from_data(data["accepted"], seq=entry.seq, at=entry.at)
+        else:
+            order = made.accepted(seq=entry.seq, at=entry.at)
+        orders.created[order.id] = order
         orders.put(order)
         return
     order_id = UUID(data["order"])

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from tbot.core import clock, money
+import msgspec
+
+from tbot.core import money
 from tbot.core.refusals import Reason, Refused
 from tbot.journal.commands import Actor, Context, Draft, Drafts, Posting, Priority, States
 from tbot.ledger.entries import AVAILABLE, HELD, Ledger, move
@@ -22,16 +23,14 @@ from tbot.orders.rules import OrderRequest
 from tbot.venues.base import Instrument
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True):
     """Answer to `PlaceOrder`: the order, and whether it had been there already."""
 
     order: Order
     replayed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PlaceOrder:
+class PlaceOrder(msgspec.Struct, frozen=True):
     """Accept an order: check it, hold its funds, write it down. Sending comes after the commit.
 
     Attributes:
@@ -116,7 +115,7 @@ class PlaceOrder:
             held_amount=hold.amount,
             cancel_requested=False,
             venue_order_id=None,
-            send_by=clock.stamp(context.now + timedelta(seconds=self.send_within_s)),
+            send_by=context.stamp(self.send_within_s),
             created_at="",
             updated_at="",
             seq=0,
@@ -125,7 +124,7 @@ class PlaceOrder:
         if self.reference is not None:
             data["reference"] = self.reference.to_json()
         postings = move(hold.asset, hold.amount, AVAILABLE, HELD)
-        draft = Draft(self.account_id, "order.accepted", data, postings)
+        draft = Draft(self.account_id, "order.accepted", data, postings, order)
         return Drafts((draft,), wakes=(f"orders:{account.venue}",))
 
     def result(self, states: States) -> Placed:

@@ -209,21 +209,42 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_data(self) -> dict[str, Any]:
         """In JSON types, as `order.accepted` keeps it; `seq` and times belong to the entry."""
-        data: dict[str, Any] = {}
-        for name in _ACCEPTED_FIELDS:
-            value = getattr(self, name)
-            if isinstance(value, Decimal):
-                value = money.text(value)
-            elif isinstance(value, UUID):
-                value = str(value)
-            data[name] = value
-        return data
+        text = money.text
+        return {
+            "id": str(self.id),
+            "account_id": str(self.account_id),
+            "client_order_id": self.client_order_id,
+            "parent_id": None if self.parent_id is None else str(self.parent_id),
+            "venue": self.venue,
+            "symbol": self.symbol,
+            "side": self.side,
+            "type": self.type,
+            "time_in_force": self.time_in_force,
+            "post_only": self.post_only,
+            "quantity": None if self.quantity is None else text(self.quantity),
+            "quote_amount": None if self.quote_amount is None else text(self.quote_amount),
+            "limit_price": None if self.limit_price is None else text(self.limit_price),
+            "state": self.state,
+            "reason": self.reason,
+            "filled_quantity": text(self.filled_quantity),
+            "filled_quote": text(self.filled_quote),
+            "fees": self.fees,
+            "held_asset": self.held_asset,
+            "held_amount": text(self.held_amount),
+            "cancel_requested": self.cancel_requested,
+            "venue_order_id": self.venue_order_id,
+            "send_by": self.send_by,
+        }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], *, seq: int, at: str) -> Order:
         """The order that an `order.accepted` entry with this sequence and time made."""
-        fields = {name: _read(name, value) for name, value in data.items()}
-        return cls(**fields, seq=seq, created_at=at, updated_at=at)
+        fields = {**data, "seq": seq, "created_at": at, "updated_at": at}
+        return msgspec.convert(fields, cls)
+
+    def accepted(self, *, seq: int, at: str) -> Order:
+        """What `from_data` makes of this order's `to_data`, without the way there and back."""
+        return msgspec.structs.replace(self, seq=seq, created_at=at, updated_at=at)
 
     def changed(self, changes: Mapping[str, Any], *, seq: int, at: str) -> Order:
         """The next version: `changes` in JSON types, as an entry's `set` keeps them."""
@@ -231,11 +252,6 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **fields, seq=seq, updated_at=at)
 
 
-_ACCEPTED_FIELDS: Final = tuple(
-    name
-    for name in Order.__struct_fields__
-    if name not in ("created_at", "updated_at", "seq", "trade_ids")
-)
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "id": UUID,
     "account_id": UUID,

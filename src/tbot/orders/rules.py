@@ -9,8 +9,9 @@ decides, so that a caller who mends one thing at a time always gets further.
 from __future__ import annotations
 
 import decimal
-from dataclasses import dataclass
 from decimal import Decimal
+
+import msgspec
 
 from tbot.core import money
 from tbot.core.refusals import Reason, Refused
@@ -19,8 +20,7 @@ from tbot.market.book import Reference
 from tbot.venues.base import Instrument, OrderType, Side, TimeInForce
 
 
-@dataclass(frozen=True, slots=True)
-class OrderRequest:
+class OrderRequest(msgspec.Struct, frozen=True):
     """What a user asks for. Exactly one of `quantity` and `quote_amount` is given."""
 
     symbol: str
@@ -34,8 +34,7 @@ class OrderRequest:
     client_order_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """What is held for an order until it ends."""
 
     asset: str

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from tbot.core import clock
+from tbot.core import clock, money
 from tbot.core.errors import NotFound
+from tbot.core.ids import read_id
 from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.orders import book
@@ -61,25 +63,63 @@ _NAMES: Final = [name for name, _, _ in _COLUMNS]
 _SELECT: Final = ", ".join(f"o.{name}" for name in _NAMES)
 _CHANGING: Final = [("id", "uuid"), *((n, t) for n, t, changes in _COLUMNS if changes)]
 
+_PENDING_NEW: Final = State.PENDING_NEW
 _INSERTED: Final = [("client_key", "uuid"), *((n, t) for n, t, _ in _COLUMNS)]
-_INSERT_ORDERS: Final = "INSERT INTO orders ({}) SELECT * FROM unnest({})".format(
+# Numbers and times travel as texts: the server reads them faster than we could write them in its
+# binary form.
+_AS_TEXT: Final = frozenset({"numeric", "timestamptz", "jsonb"})
+
+
+def _unnest(columns: Sequence[tuple[str, str]]) -> str:
+    arrays = ", ".join(
+        f"{{{i}}}::{'text' if kind in _AS_TEXT else kind}[]" for i, (_, kind) in enumerate(columns)
+    )
+    return f"unnest({arrays}) AS u ({', '.join(name for name, _ in columns)})"
+
+
+def _read(name: str, kind: str) -> str:
+    return f"u.{name}::{kind}" if kind in _AS_TEXT else f"u.{name}"
+
+
+_INSERT_ORDERS: Final = "INSERT INTO orders ({}) SELECT {} FROM {}".format(
     ", ".join(n for n, _ in _INSERTED),
-    ", ".join(f"{{{i}}}::{t}[]" for i, (_, t) in enumerate(_INSERTED)),
+    ", ".join(_read(n, t) for n, t in _INSERTED),
+    _unnest(_INSERTED),
 )
-_UPDATE_ORDERS: Final = "UPDATE orders o SET {} FROM unnest({}) AS u ({}) WHERE o.id = u.id".format(
-    ", ".join(f"{n} = u.{n}" for n, _ in _CHANGING[1:]),
-    ", ".join(f"{{{i}}}::{t}[]" for i, (_, t) in enumerate(_CHANGING)),
-    ", ".join(n for n, _ in _CHANGING),
+_UPDATE_ORDERS: Final = "UPDATE orders o SET {} FROM {} WHERE o.id = u.id".format(
+    ", ".join(f"{n} = {_read(n, t)}" for n, t in _CHANGING[1:]), _unnest(_CHANGING)
+)
+# What every order has that was just accepted, and what differs.
+_NEW: Final = {
+    "state": f"'{State.PENDING_NEW}'",
+    "filled_quantity": "0",
+    "filled_quote": "0",
+    "fees": "'{{}}'",
+    "cancel_requested": "false",
+    "updated_at": "u.created_at::timestamptz",
+}
+_NEW_NULL: Final = frozenset({"parent_id", "reason", "venue_order_id"})
+_NEW_COLUMNS: Final = [(n, t) for n, t in _INSERTED if n not in _NEW and n not in _NEW_NULL]
+_INSERT_NEW_ORDERS: Final = "INSERT INTO orders ({}) SELECT {} FROM {}".format(
+    ", ".join([n for n, _ in _NEW_COLUMNS] + list(_NEW)),
+    ", ".join([_read(n, t) for n, t in _NEW_COLUMNS] + list(_NEW.values())),
+    _unnest(_NEW_COLUMNS),
 )
 _INSERT_FILLS: Final = """INSERT INTO fills
  (order_id, trade_id, account_id, seq, symbol, side, price, quantity,
  quote_quantity, fee, fee_asset, maker, at)
-SELECT * FROM unnest({0}::uuid[], {1}::text[], {2}::uuid[], {3}::bigint[], {4}::text[],
- {5}::text[], {6}::numeric[], {7}::numeric[], {8}::numeric[], {9}::numeric[], {10}::text[],
- {11}::boolean[], {12}::timestamptz[])"""
+SELECT order_id, trade_id, account_id, seq, symbol, side, price::numeric, quantity::numeric,
+ quote_quantity::numeric, fee::numeric, fee_asset, maker, at::timestamptz
+FROM unnest({0}::uuid[], {1}::text[], {2}::uuid[], {3}::bigint[], {4}::text[],
+ {5}::text[], {6}::text[], {7}::text[], {8}::text[], {9}::text[], {10}::text[],
+ {11}::boolean[], {12}::text[])
+ AS u (order_id, trade_id, account_id, seq, symbol, side, price, quantity, quote_quantity, fee,
+       fee_asset, maker, at)"""
 _WRITE_POSITIONS: Final = """INSERT INTO positions
  (account_id, symbol, quantity, cost, realized_pnl)
-SELECT * FROM unnest({0}::uuid[], {1}::text[], {2}::numeric[], {3}::numeric[], {4}::numeric[])
+SELECT account_id, symbol, quantity::numeric, cost::numeric, realized_pnl::numeric
+FROM unnest({0}::uuid[], {1}::text[], {2}::text[], {3}::text[], {4}::text[])
+ AS u (account_id, symbol, quantity, cost, realized_pnl)
 ON CONFLICT (account_id, symbol) DO UPDATE SET quantity = excluded.quantity,
  cost = excluded.cost, realized_pnl = excluded.realized_pnl"""
 
@@ -146,13 +186,19 @@ class OrdersProjection:
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:
         """New orders, changed orders, new fills and changed positions."""
+        new: list[Order] = []
         created: list[Order] = []
         changed: list[Order] = []
         fills: list[Fill] = []
         positions: list[tuple[UUID, Position]] = []
         for state in states:
             orders = state.part(Orders)
-            created.extend(_known(orders, orders.created))
+            for order_id, first in orders.created.items():
+                order = orders.find(order_id)
+                if order is first and first.parent_id is None and first.state is _PENDING_NEW:
+                    new.append(order)
+                elif order is not None:
+                    created.append(order)
             changed.extend(_known(orders, orders.changed))
             fills.extend(orders.new_fills)
             positions.extend(
@@ -160,19 +206,12 @@ class OrdersProjection:
             )
             orders.forget()
         writes = []
+        if new:
+            writes.append(Write(_INSERT_NEW_ORDERS, _columns(new, _NEW_COLUMNS)))
         if created:
-            rows = [_row(order) for order in created]
-            for row, order in zip(rows, created, strict=True):
-                client_id = order.client_order_id
-                row["client_key"] = client_id and client_key(order.account_id, client_id)
-            writes.append(
-                Write(_INSERT_ORDERS, [[row[name] for row in rows] for name, _ in _INSERTED])
-            )
+            writes.append(Write(_INSERT_ORDERS, _columns(created, _INSERTED)))
         if changed:
-            rows = [_row(order) for order in changed]
-            writes.append(
-                Write(_UPDATE_ORDERS, [[row[name] for row in rows] for name, _ in _CHANGING])
-            )
+            writes.append(Write(_UPDATE_ORDERS, _columns(changed, _CHANGING)))
         if fills:
             writes.append(Write(_INSERT_FILLS, _fill_columns(fills)))
         if positions:
@@ -182,9 +221,9 @@ class OrdersProjection:
                     [
                         [account_id for account_id, _ in positions],
                         [p.symbol for _, p in positions],
-                        [p.quantity for _, p in positions],
-                        [p.cost for _, p in positions],
-                        [p.realized_pnl for _, p in positions],
+                        [money.text(p.quantity) for _, p in positions],
+                        [money.text(p.cost) for _, p in positions],
+                        [money.text(p.realized_pnl) for _, p in positions],
                     ],
                 )
             )
@@ -199,7 +238,7 @@ def client_key(account_id: UUID, client_order_id: str) -> UUID:
         False
     """
     data = account_id.bytes + client_order_id.encode()
-    return UUID(bytes=hashlib.blake2b(data, digest_size=16).digest())
+    return read_id(hashlib.blake2b(data, digest_size=16).digest())
 
 
 def _known(orders: Orders, ids: set[UUID]) -> list[Order]:
@@ -207,18 +246,35 @@ def _known(orders: Orders, ids: set[UUID]) -> list[Order]:
     return [order for order in found if order is not None]
 
 
-def _row(order: Order) -> dict[str, Any]:
-    row = {name: getattr(order, name) for name in _NAMES}
-    row["fees"] = msgspec.json.encode(order.fees).decode()
-    for name in ("send_by", "created_at", "updated_at"):
-        row[name] = clock.unstamp(row[name])
-    return row
+def _columns(orders: Sequence[Order], columns: Sequence[tuple[str, str]]) -> list[list[Any]]:
+    """The orders column by column, as the statements take them."""
+    found: list[list[Any]] = []
+    for name, kind in columns:
+        if name == "client_key":
+            keys = [order.client_order_id for order in orders]
+            values: list[Any] = [
+                key and client_key(order.account_id, key)
+                for key, order in zip(keys, orders, strict=True)
+            ]
+        elif name == "fees":
+            values = [msgspec.json.encode(order.fees).decode() for order in orders]
+        else:
+            values = list(map(attrgetter(name), orders))
+            if kind == "numeric":
+                values = _texts(values)
+        found.append(values)
+    return found
+
+
+def _texts(amounts: Sequence[Any]) -> list[str | None]:
+    text = money.text
+    return [None if amount is None else text(amount) for amount in amounts]
 
 
 def _fill_columns(fills: Sequence[Fill]) -> list[list[Any]]:
-    names = [name for name in Fill.__struct_fields__ if name != "at"]
-    columns = [[getattr(fill, name) for fill in fills] for name in names]
-    columns.append([clock.unstamp(fill.at) for fill in fills])
+    columns = [[getattr(fill, name) for fill in fills] for name in Fill.__struct_fields__]
+    for place in range(6, 10):
+        columns[place] = _texts(columns[place])
     return columns
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from tbot.auth.users import USERNAME_PATTERN
+from tbot.core.ids import read_id
 from tbot.core.money import MoneyText
 
 SYMBOL_PATTERN: Final = r"^[A-Z0-9]{1,20}-[A-Z0-9]{1,20}$"
@@ -46,7 +47,7 @@ def _canonical(value: Any) -> Any:
         return value
     if not isinstance(value, str) or not _UUID.fullmatch(value):
         raise ValueError("is not an id: 32 lower-case hexadecimal digits in five groups")
-    return UUID(value)
+    return read_id(value)
 
 
 Id = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from msgspec import structs
 
 from tbot.core.errors import VenueAmbiguous, VenueDown, VenueNotSent, VenueRefused
 from tbot.core.settings import GatewaySettings
@@ -258,7 +259,7 @@ class Trader:
         self.pool = pool
 
     async def place(self, account_id: UUID, *args: Any, within_s: float = 5.0, **kw: Any) -> Order:
-        command = replace(self.desk.order(account_id, *args, **kw), send_within_s=within_s)
+        command = structs.replace(self.desk.order(account_id, *args, **kw), send_within_s=within_s)
         outcome = await self.desk.committer.commit(command)
         order: Order = outcome.result.order
         return order

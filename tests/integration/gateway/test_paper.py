@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import asyncpg
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import structs
 
 from tbot.core.ids import order_id_of, venue_client_id
 from tbot.core.settings import GatewaySettings, MarketSettings
@@ -135,7 +135,7 @@ def command(desk: Any, account: UUID, feed: MarketFeed, instrument: Any, rng: An
         price=str(price) if limit else None,
         side=side,
     )
-    return replace(order, reference=reference, instrument=instrument, send_within_s=1.0)
+    return structs.replace(order, reference=reference, instrument=instrument, send_within_s=1.0)
 
 
 async def settled(pool: asyncpg.Pool[Any], timeout_s: float = 40.0) -> list[Order]:

@@ -125,7 +125,7 @@ class Account(RuleBasedStateMachine):
         )
 
     def run(self, command: Any) -> Any:
-        pending: Any = SimpleNamespace(command=command)
+        pending: Any = SimpleNamespace(command=command, once=None)
         batch = Batch([pending], states={ACCOUNT: self.state})
         batch.decide(Context(NOW, {}), PROJECTIONS, 10.0)
         self.journal += [(e.seq, e.body, e.hash) for e in batch.entries]

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as revised
 
 from tbot.core import clock
 from tbot.core.refusals import Reason, Refused
@@ -39,8 +40,8 @@ INSTRUMENT = Instrument(
 BUY = OrderRequest(
     "BTC-USDT", Side.BUY, OrderType.LIMIT, TimeInForce.GTC, Decimal(1), None, Decimal(100)
 )
-MARKET_BUY = replace(BUY, type=OrderType.MARKET, limit_price=None)
-QUOTE_BUY = replace(MARKET_BUY, quantity=None, quote_amount=Decimal("50.25"))
+MARKET_BUY = revised(BUY, type=OrderType.MARKET, limit_price=None)
+QUOTE_BUY = revised(MARKET_BUY, quantity=None, quote_amount=Decimal("50.25"))
 PRICES = Reference("BTC-USDT", Decimal(99), Decimal(100), Decimal(100), clock.boot_s())
 
 
@@ -66,13 +67,13 @@ def judged(
     ("request_", "hold"),
     [
         (BUY, Hold("USDT", Decimal("100.00"))),
-        (replace(BUY, limit_price=Decimal("33.33"), quantity=Decimal("0.333")), ("USDT", "11.10")),
-        (replace(BUY, side=Side.SELL), Hold("BTC", Decimal(1))),
+        (revised(BUY, limit_price=Decimal("33.33"), quantity=Decimal("0.333")), ("USDT", "11.10")),
+        (revised(BUY, side=Side.SELL), Hold("BTC", Decimal(1))),
         (MARKET_BUY, Hold("USDT", Decimal("105.00"))),
         (QUOTE_BUY, Hold("USDT", Decimal("50.25"))),
-        (replace(MARKET_BUY, side=Side.SELL), Hold("BTC", Decimal(1))),
+        (revised(MARKET_BUY, side=Side.SELL), Hold("BTC", Decimal(1))),
         # 50.25 USDT at no worse than 99 less 5 % takes at most 0.535 BTC.
-        (replace(QUOTE_BUY, side=Side.SELL), Hold("BTC", Decimal("0.535"))),
+        (revised(QUOTE_BUY, side=Side.SELL), Hold("BTC", Decimal("0.535"))),
     ],
 )
 def test_what_is_held(request_: OrderRequest, hold: Any) -> None:
@@ -105,7 +106,7 @@ def test_what_is_held(request_: OrderRequest, hold: Any) -> None:
 )
 def test_what_is_refused(reason: Reason, case: dict[str, dict[str, Any]]) -> None:
     outcome = judged(
-        replace(BUY, **case.get("request", {})),
+        revised(BUY, **case.get("request", {})),
         replace(INSTRUMENT, **case.get("instrument", {})),
         replace(PRICES, **case.get("reference", {})),
         Limits(
@@ -119,10 +120,10 @@ def test_what_is_refused(reason: Reason, case: dict[str, dict[str, Any]]) -> Non
 
 
 def test_a_market_order_has_its_own_grid() -> None:
-    assert judged(replace(MARKET_BUY, quantity=Decimal("0.105"))).reason is Reason.QUANTITY_OFF_STEP
-    over = judged(replace(MARKET_BUY, quantity=Decimal(21)))
+    assert judged(revised(MARKET_BUY, quantity=Decimal("0.105"))).reason is Reason.QUANTITY_OFF_STEP
+    over = judged(revised(MARKET_BUY, quantity=Decimal(21)))
     assert over.reason is Reason.QUANTITY_OUT_OF_RANGE
-    fine = judged(replace(QUOTE_BUY, quote_amount=Decimal("50.255")))
+    fine = judged(revised(QUOTE_BUY, quote_amount=Decimal("50.255")))
     assert fine.reason is Reason.AMOUNT_TOO_PRECISE
 
 
@@ -140,5 +141,5 @@ def test_funds() -> None:
 
 
 def test_a_resting_price_far_from_the_market_is_fine() -> None:
-    assert isinstance(judged(replace(BUY, limit_price=Decimal(10))), Hold)
-    assert isinstance(judged(replace(BUY, side=Side.SELL, limit_price=Decimal(400))), Hold)
+    assert isinstance(judged(revised(BUY, limit_price=Decimal(10))), Hold)
+    assert isinstance(judged(revised(BUY, side=Side.SELL, limit_price=Decimal(400))), Hold)
