@@ -116,7 +116,7 @@ class Trouble:
 async def run(plan: Plan) -> dict[str, Any]:
     """One whole run; the figures."""
     begun_s = time.monotonic()
-    async with world.running(plan.keep) as here:
+    async with world.running(world.SETTINGS, second=True, keep=plan.keep) as here:
         if plan.keep:
             print(f"data directory: {here.directory}")
         log = Log(here.directory / "clients.jsonl")
@@ -162,7 +162,7 @@ async def run(plan: Plan) -> dict[str, Any]:
     figures = {
         **examined,
         "faults": sum(map(len, trouble.recoveries.values())),
-        "faults_by_kind": {kind: len(trouble.recoveries[kind]) for kind in plan.kinds},
+        "faults_by_kind": {kind: len(trouble.recoveries.get(kind, ())) for kind in plan.kinds},
         **findings.counts(),
         "stream_reconnects": sum(watcher.reconnects for watcher in watchers),
         "answer_ms": _spread(floor.answered_s),

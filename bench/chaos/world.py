@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 # What makes recoveries quick enough to have many of them; none of it changes what must hold.
 SETTINGS = {
-    "TBOT_LOG_FORM": "json",
+    "TBOT_LOG_LEVEL": "warning",
     "TBOT_HTTP__ACCESS_LOG": "errors",
     "TBOT_GATEWAY__ABSENCE_MARGIN_S": "1",
     "TBOT_GATEWAY__SEND_BY_S": "3",
@@ -127,31 +127,36 @@ class Program:
 
 
 class World:
-    """The two API processes, their children, and the proxy.
+    """One or two API processes, their children, and the proxy.
 
     Args:
         directory: The data directory's parent.
+        settings: More environment for them, as `{"TBOT_EXCHANGE__SEED": "3"}`.
+        second: Whether there is a second API process, behind the proxy.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: dict[str, str], *, second: bool) -> None:
         self.directory = directory
         self.data_dir = directory / "data"
         self.ports = (free_port(), free_port())
         self.urls = tuple(f"http://127.0.0.1:{port}" for port in self.ports)
+        self.url = self.urls[0]
         self.exchange_port = free_port()
+        self._second = second
         self.proxy = Proxy(self._socket)
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("TBOT_")},
-            **SETTINGS,
+            "TBOT_LOG_FORM": "json",
             "PYTHONPATH": str(REPOSITORY / "src"),
             "TBOT_DATA_DIR": str(self.data_dir),
             "TBOT_EXCHANGE__PORT": str(self.exchange_port),
+            **settings,
         }
         first = self._environment | {"TBOT_HTTP__PORT": str(self.ports[0])}
         self.programs = [Program(["up"], first, directory / "up.log")]
 
     async def start(self) -> None:
-        """Start everything and return once both API processes are ready.
+        """Start everything and return once every API process is ready.
 
         Raises:
             RuntimeError: One is not ready in time; its last log lines are in the message.
@@ -159,6 +164,8 @@ class World:
         await self.proxy.start()
         self.programs[0].start()
         await self.ready(0)
+        if not self._second:
+            return
         second = self._environment | {
             "TBOT_HTTP__PORT": str(self.ports[1]),
             "TBOT_DATABASE__URL": self._url(f"127.0.0.1:{self.proxy.port}"),
@@ -269,15 +276,18 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def running(keep: bool = False) -> AsyncIterator[World]:
+async def running(
+    settings: dict[str, str] | None = None, *, second: bool = False, keep: bool = False
+) -> AsyncIterator[World]:
     """A started world in a temporary directory that Postgres' own user can reach.
 
     Args:
+        settings, second: See `World`.
         keep: Leave the directory behind, for a look.
     """
     directory = Path(tempfile.mkdtemp(prefix="tbot-chaos-"))
     directory.chmod(0o711)
-    world = World(directory)
+    world = World(directory, settings or {}, second=second)
     try:
         await world.start()
         yield world

@@ -26,7 +26,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY / "bench"))
 
 import websockets  # noqa: E402
-from chaos import load, world  # noqa: E402
+from chaos import world  # noqa: E402
+from chaos.session import Session  # noqa: E402
 
 SYMBOLS = {"BTC-USDT": "btcusdt", "ETH-USDT": "ethusdt"}
 RECORDED_S = 651.0
@@ -206,7 +207,7 @@ async def start_replay(port: int) -> Any:
     return socket, asyncio.create_task(drain())
 
 
-async def buy(session: load.Session, seen: Seen) -> str | None:
+async def buy(session: Session, seen: Seen) -> str | None:
     """A market buy fills at the recorded asks, best first; what is wrong, if anything."""
     accounts = (await session.call("GET", "/v1/accounts")).json()["items"]
     levels = sorted(seen.asks.items())
@@ -264,7 +265,7 @@ async def run(seconds: float, l2: Path) -> dict[str, Any]:
         "TBOT_RISK__PRICE_AGE_S_MAX": "3600",
     }
     async with world.running(settings) as here:
-        session = load.Session(here.url, here.credentials)
+        session = Session(here.url, here.credentials)
         client = Client(here.url, await session.login(), recordings)
         listening = asyncio.create_task(client.run())
         await asyncio.wait_for(client.subscribed.wait(), 20)
