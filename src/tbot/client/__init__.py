@@ -44,6 +44,7 @@ from tbot.client.models import (
     ValuedAmount,
 )
 from tbot.client.streams import Stream
+from tbot.client.transfers import NewTransfer, Transfer, TransferResult
 
 __all__ = [
     "Account",
@@ -61,6 +62,7 @@ __all__ = [
     "Gap",
     "Instrument",
     "Limits",
+    "NewTransfer",
     "NotFound",
     "Order",
     "OutcomeUnknown",
@@ -75,6 +77,8 @@ __all__ = [
     "TBotError",
     "Ticker",
     "Trade",
+    "Transfer",
+    "TransferResult",
     "Unavailable",
     "ValuedAmount",
 ]

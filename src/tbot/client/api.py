@@ -7,12 +7,12 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Final, Literal, Self
 from uuid import UUID
 
 import httpx
 
+from tbot.client.amounts import Amount, amount_text
 from tbot.client.errors import OutcomeUnknown
 from tbot.client.http import Api
 from tbot.client.models import (
@@ -29,10 +29,9 @@ from tbot.client.models import (
 )
 from tbot.client.streams import GapListener, Stream
 from tbot.client.tokens import TokenKeeper
+from tbot.client.transfers import Transfers
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
-type Amount = Decimal | int | str
-"""An exact number; floats are refused, because they are not."""
 
 
 class TBotClient:
@@ -48,6 +47,9 @@ class TBotClient:
         retry_s: How long a request is tried again while the server is away or busy.
         timeout_s: Of one attempt.
         http: Another transport, for tests.
+
+    Attributes:
+        transfers: Moving money between accounts.
 
     Example:
         >>> async def first_order() -> None:
@@ -77,6 +79,7 @@ class TBotClient:
         self._http = http or httpx.AsyncClient(base_url=self.base_url, timeout=timeout_s)
         self._tokens = TokenKeeper(self._http, username, password, token, refresh_token, retry_s)
         self._api = Api(self._http, self._tokens, retry_s)
+        self.transfers = Transfers(self._api)
         self._logs_out = password is not None
         self._streams: set[Stream] = set()
 
@@ -125,9 +128,39 @@ class TBotClient:
         Raises:
             OutcomeUnknown: Call again with its `key` to learn what became of it.
         """
-        amounts = {asset: _text(amount) for asset, amount in starting_balance.items()}
+        amounts = {asset: amount_text(amount) for asset, amount in starting_balance.items()}
         body = {"name": name, "venue": venue, "starting_balance": amounts}
         return await self._api.request(Account, "POST", "/v1/accounts", json=body, key=key)
+
+    async def create_cash_account(self, name: str, *, key: str | None = None) -> Account:
+        """Open an account for payments, without a venue and empty.
+
+        Raises:
+            OutcomeUnknown: Call again with its `key` to learn what became of it.
+        """
+        body = {"kind": "cash", "name": name}
+        return await self._api.request(Account, "POST", "/v1/accounts", json=body, key=key)
+
+    async def change_account(
+        self,
+        account_id: UUID | str,
+        *,
+        name: str | None = None,
+        status: Literal["open", "frozen", "closed"] | None = None,
+        limits: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Account:
+        """Change an account; what is None stays.
+
+        Args:
+            status: For administrators.
+            limits: Those to be changed, such as `{"max_open_orders": 5}`; `overdraft` is for
+                administrators.
+        """
+        given = {"name": name, "status": status, "limits": limits}
+        body = {one: value for one, value in given.items() if value is not None}
+        path = f"/v1/accounts/{account_id}"
+        return await self._api.request(Account, "PATCH", path, json=body, key=key)
 
     async def balances(self, account_id: UUID | str) -> Balances:
         """What an account has."""
@@ -223,7 +256,7 @@ class TBotClient:
             "quote_amount": quote_amount,
             "limit_price": limit_price,
         }
-        body |= {name: _text(value) for name, value in amounts.items() if value is not None}
+        body |= {name: amount_text(value) for name, value in amounts.items() if value is not None}
         if time_in_force is not None:
             body["time_in_force"] = time_in_force
         if post_only:
@@ -316,15 +349,3 @@ class _TradeList:
 @dataclass(frozen=True, slots=True)
 class _Requested:
     orders: list[UUID]
-
-
-def _text(amount: Amount) -> str:
-    """An exact number as the server takes it.
-
-    Example:
-        >>> _text(Decimal("1E+2")), _text(5), _text("0.10")
-        ('100', '5', '0.10')
-    """
-    if isinstance(amount, bool) or not isinstance(amount, Decimal | int | str):
-        raise TypeError("amounts are Decimal, int or str: a float is not exact")
-    return format(amount, "f") if isinstance(amount, Decimal) else str(amount)
