@@ -28,6 +28,7 @@ from tbot.web import (
     tokens,
     transfers,
     users,
+    webhooks,
 )
 from tbot.web.deps import Deps
 from tbot.web.edge import Edge
@@ -53,6 +54,7 @@ _TAGS: Final = [
     {"name": "transfers", "description": "Move money between accounts."},
     {"name": "orders", "description": "Place, follow and cancel orders."},
     {"name": "payments", "description": "Deposits and withdrawals of cash accounts."},
+    {"name": "webhooks", "description": "What happens on accounts, sent to an address of yours."},
     {"name": "market", "description": "Instruments and market data."},
     {"name": "health", "description": "For those who operate T-Bot."},
 ]
@@ -93,6 +95,7 @@ def build_app(deps: Deps) -> Application:
         transfers,
         payments,
         callbacks,
+        webhooks,
         market,
         tokens,
         users,

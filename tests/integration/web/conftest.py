@@ -28,13 +28,16 @@ from tbot.core.settings import MarketSettings, Settings
 from tbot.db.pool import connect_committer, connect_listener
 from tbot.journal.commands import GATEWAY, SYSTEM
 from tbot.journal.committer import Committer
-from tbot.ledger.duty import PAYMENTS, Duty
+from tbot.journal.cursors import Journal
+from tbot.ledger.duty import PAYMENTS, WEBHOOKS, Duty
 from tbot.ledger.entries import Limits, OpenAccount
 from tbot.ledger.flow import AccountDesk
 from tbot.ledger.payments_dispatch import Dispatcher
 from tbot.ledger.payments_flow import PaymentDesk, apply_report, rules_of
 from tbot.ledger.provider import Report, Said
 from tbot.ledger.provider_sim import SimulatedProvider
+from tbot.ledger.webhooks_delivery import Deliverer
+from tbot.ledger.webhooks_target import Sender
 from tbot.market.feed import MarketFeed
 from tbot.orders import store
 from tbot.orders.flow import Instruments, OrderDesk
@@ -354,6 +357,28 @@ async def dispatch(serve: Callable[[Site], Any]) -> AsyncIterator[Callable[..., 
     yield start
     for one in duties:
         await one.stop()
+
+
+@pytest.fixture
+async def deliver(new_site: NewSite) -> AsyncIterator[Callable[..., Any]]:
+    """Delivers a site's journal to webhooks, as a process in that role does."""
+    async with AsyncExitStack() as stack:
+
+        async def start(site: Site, dsn: str, sender: Sender | None = None) -> Duty:
+            settings = site.settings.webhooks
+            journal = Journal(site.pool, site.bus, site.settings.stream)
+            site.committer.listen(journal.remember)
+            journal.start()
+            stack.push_async_callback(journal.stop)
+            sender = sender or Sender(settings.allow_private, settings.timeout_s, 8)
+            stack.push_async_callback(sender.close)
+            deliverer = Deliverer(site.pool, journal, site.bus, settings, sender)
+            duty = Duty(lambda: connect_listener(dsn), WEBHOOKS, deliverer.run)
+            duty.start()
+            stack.push_async_callback(duty.stop)
+            return duty
+
+        yield start
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

@@ -1,0 +1,421 @@
+"""Webhooks: subscribing addresses to accounts' journals, and what became of deliveries."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import Field, StringConstraints
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from tbot.auth.flow import Principal
+from tbot.core import clock
+from tbot.core.ids import new_id
+from tbot.core.refusals import Reason, Refused
+from tbot.journal import once as kept
+from tbot.journal.once import Kept, Once
+from tbot.ledger import webhooks as store
+from tbot.ledger.signatures import secret_text
+from tbot.ledger.webhooks import Delivery, Webhook
+from tbot.ledger.webhooks_target import URL_LENGTH_MAX, Forbidden, check_url
+from tbot.web.answers import json_answer
+from tbot.web.dependencies import (
+    AccountReader,
+    PageCursor,
+    PageLimit,
+    Parts,
+    WebhookWriter,
+    page_limit,
+)
+from tbot.web.deps import Deps
+from tbot.web.fields import Answer, Id, Request, Timestamp
+from tbot.web.once import KeyHeader, keyed, respond
+from tbot.web.openapi import problems
+from tbot.web.ownership import own_account
+from tbot.web.pages import decode_cursor, encode_cursor, next_link
+from tbot.web.problems import invalid
+from tbot.web.routes import router
+
+routes = router("webhooks")
+
+_SECRET_BYTES = 32
+
+Url = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=URL_LENGTH_MAX),
+    Field(
+        description="Where to: http or https, and (unless the server says otherwise) a public "
+        "address.",
+        examples=["https://example.com/hooks/tbot"],
+        strict=True,
+    ),
+]
+Kinds = Annotated[
+    list[
+        Annotated[
+            str,
+            StringConstraints(pattern=r"^([a-z_]{1,32}\.)?(\*|[a-z_]{1,32})$"),
+            Field(strict=True),
+        ]
+    ],
+    Field(
+        max_length=50,
+        description="Kinds of journal entries, as `order.*` or `payment.succeeded`; all when "
+        "empty.",
+        examples=[["payment.*"]],
+    ),
+]
+Sequence_ = Annotated[int, Field(ge=1, le=2**62, strict=True)]
+
+
+class NewWebhook(Request):
+    """A subscription to an account's journal."""
+
+    account_id: Id
+    url: Url
+    kinds: Kinds = Field(default_factory=list)
+    from_sequence: Annotated[
+        Sequence_ | None,
+        Field(description="The first entry to deliver; what comes from now on when absent."),
+    ] = None
+
+
+class WebhookChange(Request):
+    """What is to be different; what is left out stays."""
+
+    url: Url | None = None
+    kinds: Kinds | None = None
+    enabled: Annotated[
+        bool | None, Field(strict=True, description="True also lets a disabled one go on.")
+    ] = None
+
+
+class Replay(Request):
+    """Where to deliver from."""
+
+    from_sequence: Annotated[Sequence_, Field(description="The next entry to deliver.")]
+
+
+class WebhookOut(Answer):
+    """A subscription as it is now."""
+
+    id: Id
+    account_id: Id
+    url: str
+    kinds: list[str]
+    enabled: bool
+    disabled_reason: Annotated[
+        str | None,
+        Field(
+            description="`owner`; `dead_letters`: too many in a row; `gone`: it answered 410; "
+            "`journal_changed`: the journal was restored, replay from where you want."
+        ),
+    ]
+    sequence: Annotated[int, Field(description="The last entry that it is done with.")]
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class WebhookCreated(WebhookOut):
+    """A new subscription with its secret, which is shown this once."""
+
+    secret: Annotated[str, Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])]
+
+
+class WebhookPage(Answer):
+    """A page of subscriptions, oldest first."""
+
+    items: list[WebhookOut]
+    next: str | None
+
+
+class DeliveryOut(Answer):
+    """What became of one entry."""
+
+    sequence: Annotated[int, Field(description="Of the entry in its account's journal.")]
+    kind: str
+    state: Annotated[str, Field(description="`retrying`, `delivered` or `dead`.")]
+    attempts: int
+    status: Annotated[int | None, Field(description="HTTP status of the last answer.")]
+    error: str | None
+    at: Timestamp
+    next_at: Timestamp | None
+
+
+class DeliveryPage(Answer):
+    """A page of deliveries, newest entry first."""
+
+    items: list[DeliveryOut]
+    next: str | None
+
+
+def webhook_json(webhook: Webhook) -> dict[str, Any]:
+    """A subscription as `WebhookOut` describes it, in JSON types."""
+    return {
+        "id": webhook.id,
+        "account_id": webhook.account_id,
+        "url": webhook.url,
+        "kinds": list(webhook.kinds),
+        "enabled": webhook.enabled,
+        "disabled_reason": webhook.disabled_reason,
+        "sequence": webhook.seq,
+        "created_at": clock.stamp(webhook.created_at),
+        "updated_at": clock.stamp(webhook.updated_at),
+    }
+
+
+def _delivery_json(delivery: Delivery) -> dict[str, Any]:
+    next_at = delivery.next_at
+    return {
+        "sequence": delivery.seq,
+        "kind": delivery.kind,
+        "state": delivery.state,
+        "attempts": delivery.attempts,
+        "status": delivery.status,
+        "error": delivery.error,
+        "at": clock.stamp(delivery.at),
+        "next_at": None if next_at is None else clock.stamp(next_at),
+    }
+
+
+def _created(webhook: Webhook) -> Response:
+    content = webhook_json(webhook) | {"secret": secret_text(webhook.secret)}
+    return json_answer(content, 201, {"Location": f"/v1/webhooks/{webhook.id}"})
+
+
+def _checked(deps: Deps, url: str) -> str:
+    try:
+        check_url(url, deps.settings.webhooks.allow_private)
+    except Forbidden as error:
+        raise invalid(f"the URL {error}", pointer="/url") from None
+    return url
+
+
+@routes.post(
+    "/webhooks",
+    operation_id="create_webhook",
+    status_code=201,
+    response_model=WebhookCreated,
+    responses={
+        201: {"headers": {"Location": {"schema": {"type": "string"}}}},
+        **problems("not_found", Reason.WEBHOOKS_MAX),
+    },
+)
+async def create_webhook(
+    request: HttpRequest,
+    parts: Parts,
+    principal: WebhookWriter,
+    body: NewWebhook,
+    _key: KeyHeader = None,
+) -> Response:
+    """Have an account's journal delivered to an address of yours.
+
+    Entries come in order, each at least once, signed as Standard Webhooks has it with the secret
+    in this answer.
+    """
+    await own_account(parts, principal, body.account_id)
+    url = _checked(parts, body.url)
+    once = await keyed(request, parts, principal, body.account_id, _created)
+    return respond(await _create(parts, principal, body, url, once), _created)
+
+
+async def _create(
+    deps: Deps, principal: Principal, body: NewWebhook, url: str, once: Once | None
+) -> Webhook | Refused | Kept:
+    async with deps.pool.acquire() as connection, connection.transaction():
+        if once is not None:
+            before = await kept.beside(connection, once)
+            if before is not None:
+                return before
+        if body.from_sequence is None:
+            seq, digest = await store.head(connection, body.account_id)
+        else:
+            seq, digest = await _place(connection, body.account_id, body.from_sequence)
+        now = clock.utc_now()
+        webhook = Webhook(
+            id=new_id(),
+            owner_id=principal.user_id,
+            account_id=body.account_id,
+            url=url,
+            kinds=tuple(dict.fromkeys(body.kinds)),
+            secret=os.urandom(_SECRET_BYTES),
+            enabled=True,
+            disabled_reason=None,
+            seq=seq,
+            hash=digest,
+            failures=0,
+            version=1,
+            created_at=now,
+            updated_at=now,
+        )
+        outcome = await store.create(connection, webhook, deps.settings.webhooks)
+        if once is not None:
+            await kept.keep(connection, once, outcome)
+        return outcome
+
+
+async def _place(
+    connection: store.Connection, account_id: UUID, from_sequence: int
+) -> tuple[int, bytes]:
+    """The place right before an entry, which need not exist yet."""
+    seq = from_sequence - 1
+    digest = await store.place(connection, account_id, seq)
+    if digest is None:
+        raise invalid("the journal does not reach that far", pointer="/from_sequence")
+    return seq, digest
+
+
+async def _own(connection: store.Connection, principal: Principal, webhook_id: UUID) -> Webhook:
+    return await store.get(connection, webhook_id, principal.user_id)
+
+
+@routes.get(
+    "/webhooks",
+    operation_id="list_webhooks",
+    response_model=WebhookPage,
+    responses=problems("invalid_cursor"),
+)
+async def list_webhooks(
+    request: HttpRequest,
+    parts: Parts,
+    principal: AccountReader,
+    limit: PageLimit = None,
+    cursor: PageCursor = None,
+) -> Response:
+    """List your webhooks, oldest first."""
+    size = page_limit(limit, parts)
+    secret, reader = parts.auth.keys.cursor_secret, principal.user_id
+    after = None
+    if cursor is not None:
+        after = UUID(str(decode_cursor(secret, reader, "webhooks", {}, cursor)[0]))
+    async with parts.pool.acquire() as connection:
+        found = await store.list_of(connection, reader, after, size + 1)
+    headers = {}
+    following = None
+    if len(found) > size:
+        following = encode_cursor(secret, reader, "webhooks", {}, [str(found[size - 1].id)])
+        headers["Link"] = next_link(request, {}, size, following)
+    page = {"items": [webhook_json(webhook) for webhook in found[:size]], "next": following}
+    return json_answer(page, headers=headers)
+
+
+@routes.get("/webhooks/{webhook_id}", operation_id="get_webhook", response_model=WebhookOut)
+async def get_webhook(parts: Parts, principal: AccountReader, webhook_id: Id) -> Response:
+    """Get one webhook as it is now."""
+    async with parts.pool.acquire() as connection:
+        return json_answer(webhook_json(await _own(connection, principal, webhook_id)))
+
+
+@routes.patch("/webhooks/{webhook_id}", operation_id="change_webhook", response_model=WebhookOut)
+async def change_webhook(
+    parts: Parts, principal: WebhookWriter, webhook_id: Id, body: WebhookChange
+) -> Response:
+    """Change a webhook, pause it, or let it go on."""
+    async with parts.pool.acquire() as connection:
+        webhook = await _own(connection, principal, webhook_id)
+        changed = await store.change(
+            connection,
+            webhook,
+            url=None if body.url is None else _checked(parts, body.url),
+            kinds=body.kinds,
+            enabled=body.enabled,
+        )
+    return json_answer(webhook_json(changed))
+
+
+@routes.delete(
+    "/webhooks/{webhook_id}",
+    operation_id="delete_webhook",
+    status_code=204,
+    response_class=Response,
+    responses={204: {"description": "It is gone, with its deliveries."}},
+)
+async def delete_webhook(parts: Parts, principal: WebhookWriter, webhook_id: Id) -> Response:
+    """Delete a webhook."""
+    async with parts.pool.acquire() as connection, connection.transaction():
+        await store.delete(connection, await _own(connection, principal, webhook_id))
+    return Response(status_code=204)
+
+
+@routes.post(
+    "/webhooks/{webhook_id}/replay", operation_id="replay_webhook", response_model=WebhookOut
+)
+async def replay_webhook(
+    parts: Parts, principal: WebhookWriter, webhook_id: Id, body: Replay
+) -> Response:
+    """Deliver again from an entry on: after an outage of yours, or for its dead letters.
+
+    The ids of the messages stay the same, so what was taken before can be told apart.
+    """
+    async with parts.pool.acquire() as connection:
+        webhook = await _own(connection, principal, webhook_id)
+        seq, digest = await _place(connection, webhook.account_id, body.from_sequence)
+        return json_answer(webhook_json(await store.replay(connection, webhook, seq, digest)))
+
+
+@routes.get(
+    "/webhooks/{webhook_id}/deliveries",
+    operation_id="list_deliveries",
+    response_model=DeliveryPage,
+    responses=problems("invalid_cursor"),
+)
+async def list_deliveries(
+    request: HttpRequest,
+    parts: Parts,
+    principal: AccountReader,
+    webhook_id: Id,
+    limit: PageLimit = None,
+    cursor: PageCursor = None,
+) -> Response:
+    """List a webhook's recent deliveries, newest entry first."""
+    return await _deliveries(request, parts, principal, webhook_id, limit, cursor, dead=False)
+
+
+@routes.get(
+    "/webhooks/{webhook_id}/dead-letters",
+    operation_id="list_dead_letters",
+    response_model=DeliveryPage,
+    responses=problems("invalid_cursor"),
+)
+async def list_dead_letters(
+    request: HttpRequest,
+    parts: Parts,
+    principal: AccountReader,
+    webhook_id: Id,
+    limit: PageLimit = None,
+    cursor: PageCursor = None,
+) -> Response:
+    """List the entries that could not be delivered; a replay tries them again."""
+    return await _deliveries(request, parts, principal, webhook_id, limit, cursor, dead=True)
+
+
+async def _deliveries(
+    request: HttpRequest,
+    deps: Deps,
+    principal: Principal,
+    webhook_id: UUID,
+    limit: int | None,
+    cursor: str | None,
+    *,
+    dead: bool,
+) -> Response:
+    size = page_limit(limit, deps)
+    secret, reader = deps.auth.keys.cursor_secret, principal.user_id
+    name = f"deliveries:{webhook_id}:{dead}"
+    before = None
+    if cursor is not None:
+        before = int(decode_cursor(secret, reader, name, {}, cursor)[0])
+    async with deps.pool.acquire() as connection:
+        await _own(connection, principal, webhook_id)
+        found = await store.list_deliveries(
+            connection, webhook_id, dead=dead, before_seq=before, limit=size + 1
+        )
+    headers = {}
+    following = None
+    if len(found) > size:
+        following = encode_cursor(secret, reader, name, {}, [found[size - 1].seq])
+        headers["Link"] = next_link(request, {}, size, following)
+    items = [_delivery_json(delivery) for delivery in found[:size]]
+    return json_answer({"items": items, "next": following}, headers=headers)
