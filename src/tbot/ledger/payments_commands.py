@@ -1,8 +1,7 @@
-"""What can be asked and learned of payments: pure decisions.
+"""What users can ask of payments: pure decisions.
 
-Of users: `RequestDeposit`, `RequestWithdrawal`, `CancelPayment`, `DecideWithdrawal`. Of the
-dispatcher: `SubmitWithdrawal`, `NoteInstructions`, `ExpireDeposit`, `GiveUpWithdrawal`. Of the
-provider: `ApplyReport`.
+`RequestDeposit`, `RequestWithdrawal`, `CancelPayment` and `DecideWithdrawal`; what the dispatcher
+does and the provider says is in `payments_reports`.
 """
 
 from __future__ import annotations
@@ -27,17 +26,13 @@ from tbot.journal.commands import (
 )
 from tbot.ledger.entries import AVAILABLE, CASH, HELD, Ledger, move
 from tbot.ledger.payments import (
-    FEES,
     Kind,
     Payment,
     Payments,
     Rules,
     State,
     may_become,
-    outside,
-    repeated_id,
 )
-from tbot.ledger.provider import Report, Said
 
 WAKE = "payments"
 """Bus topic: there may be something for the dispatcher to do."""
@@ -82,7 +77,7 @@ class PaymentCommand:
         return payment
 
 
-def _changed(
+def changed(
     payment: Payment,
     kind: str,
     postings: tuple[Posting, ...] = (),
@@ -98,15 +93,16 @@ def _changed(
     return Draft(payment.account_id, kind, data, postings)
 
 
-def _released(payment: Payment, kind: str, said: Mapping[str, Any] | None, **changes: Any) -> Draft:
+def released(payment: Payment, kind: str, said: Mapping[str, Any] | None, **changes: Any) -> Draft:
     """A draft that ends a payment and gives back what it held."""
     if payment.held:
         changes["held"] = "0"
     postings = move(payment.asset, payment.held, HELD, AVAILABLE)
-    return _changed(payment, kind, postings, said, **changes)
+    return changed(payment, kind, postings, said, **changes)
 
 
-def _late(payment: Payment, wanted: str) -> Refused:
+def late(payment: Payment, wanted: str) -> Refused:
+    """The refusal of what a payment's state does not allow."""
     return Refused(
         Reason.PAYMENT_STATE,
         f"a {payment.kind} that is {payment.state} cannot be {wanted}",
@@ -125,7 +121,7 @@ def _no_payments(ledger: Ledger) -> Refused | None:
     return None
 
 
-def _frozen(ledger: Ledger) -> Refused | None:
+def frozen_refusal(ledger: Ledger) -> Refused | None:
     """Why no money may leave an account."""
     account = ledger.account
     assert account is not None
@@ -225,7 +221,7 @@ class RequestWithdrawal(PaymentRequest):
         asset, amount = self.asset, self.amount
         refused = (
             _no_payments(ledger)
-            or _frozen(ledger)
+            or frozen_refusal(ledger)
             or _beyond_limits(
                 self.rules,
                 state.part(Payments),
@@ -281,8 +277,8 @@ class CancelPayment(PaymentCommand):
         if payment.state is State.CANCELED:
             return Drafts()
         if payment.final or not may_become(payment.kind, payment.state, State.CANCELED):
-            return _late(payment, "canceled")
-        return Drafts((_released(payment, "payment.canceled", None, state="canceled"),))
+            return late(payment, "canceled")
+        return Drafts((released(payment, "payment.canceled", None, state="canceled"),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +301,9 @@ class DecideWithdrawal(PaymentCommand):
         if payment.state is wanted and payment.decided_by == by:
             return Drafts()
         if not may_become(payment.kind, payment.state, wanted):
-            return _late(payment, wanted.value)
+            return late(payment, wanted.value)
         if not self.approve:
-            draft = _released(
+            draft = released(
                 payment,
                 "payment.rejected",
                 None,
@@ -318,194 +314,8 @@ class DecideWithdrawal(PaymentCommand):
             return Drafts((draft,))
         if by is None or by == payment.requested_by:
             return Refused(Reason.APPROVER_IS_REQUESTER, "a second person has to approve it")
-        frozen = _frozen(state.part(Ledger))
+        frozen = frozen_refusal(state.part(Ledger))
         if frozen is not None:
             return frozen
-        draft = _changed(payment, "payment.approved", state="approved", decided_by=str(by))
+        draft = changed(payment, "payment.approved", state="approved", decided_by=str(by))
         return Drafts((draft,), wakes=(WAKE,))
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitWithdrawal(PaymentCommand):
-    """Before the request leaves: from now on the provider may have it."""
-
-    priority = Priority.CANCEL
-
-    def _decide(self, payment: Payment, state: AccountState, context: Context) -> Drafts | Refused:
-        """Only what is approved, on an account that money may leave."""
-        if payment.state is not State.APPROVED:
-            return _late(payment, "submitted")
-        frozen = _frozen(state.part(Ledger))
-        if frozen is not None:
-            return frozen
-        at = clock.stamp(max(context.now, state.at))
-        draft = _changed(payment, "payment.submitted", state="submitted", submitted_at=at)
-        return Drafts((draft,))
-
-
-@dataclass(frozen=True, slots=True)
-class NoteInstructions(PaymentCommand):
-    """The provider expects a deposit, and says how it is to be paid."""
-
-    instructions: str
-
-    priority = Priority.REPORT
-
-    def _decide(self, payment: Payment, state: AccountState, context: Context) -> Drafts | Refused:
-        """Once; a deposit that has ended needs none."""
-        if payment.instructions is not None or payment.final:
-            return Drafts()
-        return Drafts((_changed(payment, "payment.announced", instructions=self.instructions),))
-
-
-@dataclass(frozen=True, slots=True)
-class ExpireDeposit(PaymentCommand):
-    """A deposit's time is over; should the money come later, it is credited all the same."""
-
-    priority = Priority.CANCEL
-
-    def _decide(self, payment: Payment, state: AccountState, context: Context) -> Drafts | Refused:
-        """Only when it is due, and still pending."""
-        due = payment.expires_at is not None and clock.unstamp(payment.expires_at) <= context.now
-        if payment.state is not State.PENDING or not due:
-            return Drafts()
-        return Drafts((_changed(payment, "payment.expired", state="expired"),))
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUpWithdrawal(PaymentCommand):
-    """It certainly never became a payment: the provider refused it, and has none of this id.
-
-    Attributes:
-        reason: The provider's.
-    """
-
-    reason: str
-
-    priority = Priority.REPORT
-
-    def _decide(self, payment: Payment, state: AccountState, context: Context) -> Drafts | Refused:
-        """Release its funds."""
-        if payment.state is not State.SUBMITTED:
-            return Drafts()
-        draft = _released(payment, "payment.failed", None, state="failed", reason=self.reason)
-        return Drafts((draft,))
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyReport(PaymentCommand):
-    """The provider's word on a payment: a monotone merge.
-
-    Attributes:
-        callback: The id of the callback that it came in, if it did.
-    """
-
-    report: Report
-    callback: str | None = None
-
-    priority = Priority.REPORT
-
-    @property
-    def payment_ids(self) -> tuple[UUID, ...]:
-        """The payment, and the one that a second arrival of its money would be."""
-        return (self.payment_id, repeated_id(self.payment_id, self.report.reference))
-
-    def _decide(self, payment: Payment, state: AccountState, context: Context) -> Drafts | Refused:
-        """Book what is news; what is known already, or overtaken, changes nothing."""
-        report = self.report
-        if report.said is Said.PROCESSING:
-            return Drafts()
-        if report.asset != payment.asset or report.amount <= 0:
-            return self._contradicted(payment)
-        said = {
-            "said": report.said.value,
-            "reference": report.reference,
-            "amount": money.text(report.amount),
-        }
-        if self.callback is not None:
-            said["callback"] = self.callback
-        if payment.kind is Kind.DEPOSIT:
-            return self._deposit(payment, state.part(Payments), said)
-        if report.amount != payment.amount or payment.submitted_at is None:
-            return self._contradicted(payment)
-        return self._withdrawal(payment, said)
-
-    def _deposit(
-        self, payment: Payment, payments: Payments, said: Mapping[str, Any]
-    ) -> Drafts | Refused:
-        report = self.report
-        if report.said is Said.RETURNED:
-            return self._contradicted(payment)
-        if report.said is Said.FAILED:
-            if not may_become(payment.kind, payment.state, State.FAILED):
-                return Drafts()  # overtaken
-            draft = _changed(
-                payment, "payment.failed", (), said, state="failed", reason=report.reason
-            )
-            return Drafts((draft,))
-        credit = move(payment.asset, report.amount, outside(payment.provider), AVAILABLE)
-        amount = money.text(report.amount)
-        if payment.state is not State.SUCCEEDED:
-            draft = _changed(
-                payment,
-                "payment.succeeded",
-                credit,
-                said,
-                state="succeeded",
-                reference=report.reference,
-                settled=amount,
-            )
-            return Drafts((draft,))
-        again = repeated_id(payment.id, report.reference)
-        if payment.reference == report.reference or payments.find(again) is not None:
-            return Drafts()
-        # Other money, for a deposit that had come already: the customer paid twice.
-        second = Payment(
-            id=again,
-            account_id=payment.account_id,
-            kind=Kind.DEPOSIT,
-            provider=payment.provider,
-            asset=payment.asset,
-            amount=report.amount,
-            state=State.SUCCEEDED,
-            reference=report.reference,
-            settled=report.amount,
-            parent_id=payment.id,
-        )
-        data = {"new": second.to_data(), "said": dict(said)}
-        return Drafts((Draft(payment.account_id, "payment.received", data, credit),))
-
-    def _withdrawal(self, payment: Payment, said: Mapping[str, Any]) -> Drafts | Refused:
-        report, fee = self.report, payment.fee
-        following = State(report.said.value)
-        if not may_become(payment.kind, payment.state, following):
-            return Drafts()  # known, or overtaken
-        changes: dict[str, Any] = {
-            "state": following.value,
-            "reference": report.reference,
-            "reason": report.reason,
-        }
-        asset, world = payment.asset, outside(payment.provider)
-        if following is State.SUCCEEDED:
-            # From what is held, or, when it was released for a failure that was none, from what
-            # is available, however little that is.
-            source = HELD if payment.held else AVAILABLE
-            postings = move(asset, payment.amount, source, world) + move(asset, fee, source, FEES)
-            changes |= {"held": "0", "settled": money.text(payment.amount)}
-            return Drafts((_changed(payment, "payment.succeeded", postings, said, **changes),))
-        kind = f"payment.{following.value}"
-        if payment.settled:  # returned after it had succeeded; the fee comes back too
-            postings = move(asset, payment.amount, world, AVAILABLE)
-            postings += move(asset, fee, FEES, AVAILABLE)
-            changes["settled"] = "0"
-            return Drafts((_changed(payment, kind, postings, said, **changes),))
-        return Drafts((_released(payment, kind, said, **changes),))
-
-    def _contradicted(self, payment: Payment) -> Refused:
-        report = self.report
-        return Refused(
-            Reason.PAYMENT_CONTRADICTED,
-            f"a {payment.kind} of {money.text(payment.amount)} {payment.asset} that is "
-            f"{payment.state} cannot have {report.said} with {money.text(report.amount)} "
-            f"{report.asset}",
-        )

@@ -43,14 +43,14 @@ from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.commands import Accepted, Actor
 from tbot.ledger import payments_store as store
 from tbot.ledger.payments import Kind, Payment
-from tbot.ledger.payments_commands import (
-    WAKE,
+from tbot.ledger.payments_commands import WAKE
+from tbot.ledger.payments_flow import PaymentDesk, apply_report
+from tbot.ledger.payments_reports import (
     ExpireDeposit,
     GiveUpWithdrawal,
     NoteInstructions,
     SubmitWithdrawal,
 )
-from tbot.ledger.payments_flow import PaymentDesk, apply_report
 from tbot.ledger.provider import Order, Provider, Report, Said
 
 _log = structlog.get_logger(__name__)

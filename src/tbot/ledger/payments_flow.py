@@ -24,12 +24,12 @@ from tbot.ledger import payments_store as store
 from tbot.ledger.flow import AccountDesk
 from tbot.ledger.payments import Payment, Rules
 from tbot.ledger.payments_commands import (
-    ApplyReport,
     CancelPayment,
     DecideWithdrawal,
     RequestDeposit,
     RequestWithdrawal,
 )
+from tbot.ledger.payments_reports import ApplyReport
 from tbot.ledger.provider import Provider, Report
 
 PROVIDER: Final = Actor("provider")

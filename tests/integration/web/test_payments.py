@@ -16,7 +16,7 @@ from tbot.journal import chain
 from tbot.journal.commands import SYSTEM, AccountState
 from tbot.ledger import payments_store
 from tbot.ledger import store as ledger_store
-from tbot.ledger.payments_commands import SubmitWithdrawal
+from tbot.ledger.payments_reports import SubmitWithdrawal
 from tbot.ledger.provider import Order, Report, Said
 from tbot.verify import verify
 from tbot.web.payments import PaymentOut, PaymentPage

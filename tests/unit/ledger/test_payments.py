@@ -23,14 +23,16 @@ from tbot.ledger import entries, payments
 from tbot.ledger.entries import ChangeAccount, Ledger, Limits, OpenAccount
 from tbot.ledger.payments import FINAL, Kind, Payment, Payments, Rules, State, may_become
 from tbot.ledger.payments_commands import (
-    ApplyReport,
     CancelPayment,
     DecideWithdrawal,
+    RequestDeposit,
+    RequestWithdrawal,
+)
+from tbot.ledger.payments_reports import (
+    ApplyReport,
     ExpireDeposit,
     GiveUpWithdrawal,
     NoteInstructions,
-    RequestDeposit,
-    RequestWithdrawal,
     SubmitWithdrawal,
 )
 from tbot.ledger.provider import Report, Said
