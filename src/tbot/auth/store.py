@@ -19,6 +19,7 @@ import asyncpg
 
 from tbot.auth.scopes import Role
 from tbot.core.errors import OutcomeUnknown
+from tbot.core.ids import FIRST_ID
 from tbot.db.pool import DATABASE_FAULTS
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
@@ -141,8 +142,8 @@ async def user_by_name(connection: Connection, username: str) -> tuple[User, str
 async def users_after(connection: Connection, after: UUID | None, limit: int) -> list[User]:
     """A page of users in the order of their ids, which is that of their creation."""
     rows = await connection.fetch(
-        f"SELECT {_USER} FROM users WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2",
-        after,
+        f"SELECT {_USER} FROM users WHERE id > $1 ORDER BY id LIMIT $2",
+        after or FIRST_ID,
         limit,
     )
     return [User.from_row(row) for row in rows]

@@ -16,6 +16,10 @@ _VALUES: Final = {letter: value for value, letter in enumerate(_ALPHABET)}
 _PREFIX: Final = "tb"
 _DIGITS: Final = 26  # 130 bits hold a UUID's 128
 
+FIRST_ID: Final = UUID(int=0)
+LAST_ID: Final = UUID(int=2**128 - 1)
+"""Before and after every id there is: where a list begins that no cursor continues."""
+
 _last_ms = 0
 _counter = 0
 

@@ -16,6 +16,7 @@ import msgspec
 
 from tbot.core import clock
 from tbot.core.errors import NotFound
+from tbot.core.ids import LAST_ID
 from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import payments
@@ -193,13 +194,16 @@ async def list_payments(
         limit: At most this many (>= 1).
     """
     rows = await connection.fetch(
-        f"SELECT {_SELECT} FROM payments p WHERE p.account_id = ANY($1::uuid[])"
+        # Each account's newest, and of those the newest: one condition on all the accounts would
+        # sort everything they ever paid.
+        f"SELECT {_SELECT} FROM unnest($1::uuid[]) AS a (id) CROSS JOIN LATERAL ("
+        "SELECT * FROM payments p WHERE p.account_id = a.id"
         " AND ($2::text IS NULL OR p.kind = $2) AND ($3::text IS NULL OR p.state = $3)"
-        " AND ($4::uuid IS NULL OR p.id < $4) ORDER BY p.id DESC LIMIT $5",
+        " AND p.id < $4 ORDER BY p.id DESC LIMIT $5) AS p ORDER BY p.id DESC LIMIT $5",
         list(account_ids),
         kind,
         state,
-        before,
+        before or LAST_ID,
         limit,
     )
     return [_payment(row) for row in rows]

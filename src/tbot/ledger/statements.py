@@ -33,8 +33,10 @@ SCAN_MAX: Final = 1024
 """Most entries that are read for one page: a filter that finds little must not read for ever."""
 
 _TICK: Final = timedelta(microseconds=1)
+# A stream has no gaps, so a number of entries is as good as an upper bound, and cannot tempt the
+# planner to collect and sort everything below that.
 _ENTRIES: Final = """SELECT seq, body FROM journal
-WHERE account_id = $1 AND seq > $2 AND seq <= $3 ORDER BY seq LIMIT $4"""
+WHERE account_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,8 @@ async def movements_after(
     running = await balances_after(connection, span.account_id, place.seq)
     # About as many entries as movements are wanted; a filter may pass few of them.
     most = SCAN_MAX if wanted != Filter() else min(SCAN_MAX, 2 * limit + 16)
-    rows = await connection.fetch(_ENTRIES, span.account_id, place.seq, span.last_seq, most)
+    most = min(most, span.last_seq - place.seq)
+    rows = await connection.fetch(_ENTRIES, span.account_id, place.seq, most)
     found: list[Movement] = []
     skip = place.skip
     for row in rows:
@@ -225,7 +228,8 @@ async def entries_between(
     Returns:
         What of the next `EVERY` entries passes the filter: maybe nothing.
     """
-    rows = await connection.fetch(_ENTRIES, running.account_id, running.seq, last_seq, EVERY)
+    most = min(EVERY, last_seq - running.seq)
+    rows = await connection.fetch(_ENTRIES, running.account_id, running.seq, most)
     found: list[Movement] = []
     for row in rows:
         found += [m for m in movements_of(chain.read(row["body"]), running) if wanted.passes(m)]

@@ -16,6 +16,7 @@ import msgspec
 
 from tbot.core import clock, money
 from tbot.core.errors import NotFound
+from tbot.core.ids import FIRST_ID
 from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import entries
@@ -142,12 +143,13 @@ async def list_accounts(
     connection: Connection, owner_id: UUID | None, after: UUID | None, limit: int
 ) -> list[tuple[Account, int]]:
     """A page of accounts in id order, of one owner or (None) of all, with their sequences."""
+    # Two statements: one plan for both could use neither's index.
+    whose = "$1::uuid IS NULL" if owner_id is None else "owner_id = $1"
     rows = await connection.fetch(
         f"SELECT {_ACCOUNT_COLUMNS}, s.seq FROM accounts JOIN streams s ON s.account_id = id"
-        " WHERE ($1::uuid IS NULL OR owner_id = $1) AND ($2::uuid IS NULL OR id > $2)"
-        " ORDER BY id LIMIT $3",
+        f" WHERE {whose} AND id > $2 ORDER BY id LIMIT $3",
         owner_id,
-        after,
+        after or FIRST_ID,
         limit,
     )
     return [(_account(row), row["seq"]) for row in rows]

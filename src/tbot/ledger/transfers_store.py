@@ -16,6 +16,7 @@ import msgspec
 
 from tbot.core import clock
 from tbot.core.errors import NotFound
+from tbot.core.ids import FIRST_ID, LAST_ID
 from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import transfers
@@ -184,11 +185,13 @@ async def list_transfers(
         before: Only transfers older than this id (ids sort by time).
         limit: At most this many (>= 1).
     """
-    # Two index scans, each of which stops at the limit; an OR over both columns would sort all.
+    # An index scan for each account and side, each of which stops at the limit: a condition on all
+    # of them at once would sort everything that they ever moved.
     side = (
-        "(SELECT {} FROM transfers t WHERE t.{} = ANY($1::uuid[])"
-        " AND ($2::text IS NULL OR t.state = $2) AND ($3::uuid IS NULL OR t.id < $3)"
-        " ORDER BY t.id DESC LIMIT $4)"
+        "(SELECT {} FROM unnest($1::uuid[]) AS a (id) CROSS JOIN LATERAL ("
+        "SELECT * FROM transfers t WHERE t.{} = a.id"
+        " AND ($2::text IS NULL OR t.state = $2) AND t.id < $3"
+        " ORDER BY t.id DESC LIMIT $4) AS t)"
     )
     rows = await connection.fetch(
         side.format(_SELECT, "source_id")
@@ -197,7 +200,7 @@ async def list_transfers(
         + " ORDER BY 1 DESC LIMIT $4",
         list(account_ids),
         state,
-        before,
+        before or LAST_ID,
         limit,
     )
     return [_transfer(row) for row in rows]
@@ -214,9 +217,9 @@ async def list_sent(
     """
     rows = await connection.fetch(
         f"SELECT {_SELECT} FROM transfers t WHERE t.source_id = $1"
-        " AND ($2::uuid IS NULL OR t.id > $2) ORDER BY t.id LIMIT $3",
+        " AND t.id > $2 ORDER BY t.id LIMIT $3",
         source_id,
-        after,
+        after or FIRST_ID,
         limit,
     )
     return [_transfer(row) for row in rows]

@@ -17,7 +17,7 @@ import msgspec
 
 from tbot.core import clock, money
 from tbot.core.errors import NotFound
-from tbot.core.ids import read_id
+from tbot.core.ids import LAST_ID, read_id
 from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.orders import book
@@ -356,15 +356,18 @@ async def list_orders(
     if is_open is not None:
         condition = f" AND o.state {'NOT ' if is_open else ''}IN {FINAL_SQL}"
     rows = await connection.fetch(
-        f"SELECT {_SELECT} FROM orders o WHERE o.account_id = ANY($1::uuid[])"
+        # Each account's newest, and of those the newest: one condition on all the accounts would
+        # sort everything they ever ordered.
+        f"SELECT {_SELECT} FROM unnest($1::uuid[]) AS a (id) CROSS JOIN LATERAL ("
+        "SELECT * FROM orders o WHERE o.account_id = a.id"
         " AND ($2::text IS NULL OR o.symbol = $2) AND ($3::text IS NULL OR o.side = $3)"
-        " AND ($4::text[] IS NULL OR o.state = ANY($4)) AND ($5::uuid IS NULL OR o.id < $5)"
-        f"{condition} ORDER BY o.id DESC LIMIT $6",
+        " AND ($4::text[] IS NULL OR o.state = ANY($4)) AND o.id < $5"
+        f"{condition} ORDER BY o.id DESC LIMIT $6) AS o ORDER BY o.id DESC LIMIT $6",
         list(account_ids),
         symbol,
         side,
         None if states is None else list(states),
-        before,
+        before or LAST_ID,
         limit,
     )
     return [order_from_row(row) for row in rows]
