@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tbot import __version__
-from tbot.cli import account, audit, data, server
+from tbot.cli import account, audit, data, server, switches
 from tbot.cli.console import complain, exit_code
 from tbot.core import log
 from tbot.exchange.cli import app as exchange
@@ -67,6 +67,7 @@ app.command("backup")(data.backup)
 app.command("restore")(data.restore)
 app.command("verify")(data.verify)
 app.add_typer(audit.app, name="audit")
+app.add_typer(switches.app, name="switches")
 
 
 def main() -> None:

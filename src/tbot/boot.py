@@ -18,6 +18,8 @@ import asyncpg
 import structlog
 from fastapi import FastAPI
 
+from tbot.audit.anchorer import Anchorer
+from tbot.audit.anchoring import place_of
 from tbot.auth import flow as auth_flow
 from tbot.auth import store as auth_store
 from tbot.auth.flow import Auth
@@ -47,6 +49,8 @@ from tbot.ledger.provider_sim import SimulatedProvider
 from tbot.ledger.store import LedgerProjection
 from tbot.ledger.transfers_flow import Expiry
 from tbot.ledger.transfers_store import TransfersProjection
+from tbot.ledger.webhooks_delivery import Deliverer
+from tbot.ledger.webhooks_target import Sender
 from tbot.market.channels import Market
 from tbot.market.feed import MarketFeed
 from tbot.market.hub import Hub
@@ -165,6 +169,12 @@ async def running(
         )
         await committer.start()
         stack.push_async_callback(committer.stop)
+        if settings.audit.anchor_interval_s:
+            anchorer = Anchorer(
+                lambda: connect_listener(dsn), place_of(settings), settings.audit.anchor_interval_s
+            )
+            anchorer.start()
+            stack.push_async_callback(anchorer.stop)
         cleaner = Cleaner(pool, settings.idempotency)
         cleaner.start()
         stack.push_async_callback(cleaner.stop)
@@ -215,6 +225,8 @@ async def running(
         checks = _checks(pool, committer, feed, gateway, served)
         feeds = {} if feed is None else {PAPER: feed}
         payments = await _payments(stack, settings, dsn, bus, accounts, own_url)
+        if settings.webhooks.enabled and "gateway" in settings.roles:
+            _webhooks(stack, settings, dsn, pool, bus, committer)
         app = build_app(Deps(settings, pool, auth, orders, feeds, streams, checks, payments))
         yield Parts(
             settings, pool, bus, auth, committer, orders, feed, gateway, streams, app, checks
@@ -316,6 +328,28 @@ async def _payments(
         dispatching.start()
         stack.push_async_callback(dispatching.stop)
     return desk
+
+
+def _webhooks(
+    stack: AsyncExitStack,
+    settings: Settings,
+    dsn: str,
+    pool: asyncpg.Pool[asyncpg.Record],
+    bus: Bus,
+    committer: Committer,
+) -> None:
+    """Deliver the journal to webhooks, when it is this process's turn."""
+    journal = Journal(pool, bus, settings.stream)
+    committer.listen(journal.remember)
+    journal.start()
+    stack.push_async_callback(journal.stop)
+    webhooks = settings.webhooks
+    sender = Sender(webhooks.allow_private, webhooks.timeout_s, webhooks.in_flight_max)
+    stack.push_async_callback(sender.close)
+    deliverer = Deliverer(pool, journal, bus, webhooks, sender)
+    delivering = duty.Duty(lambda: connect_listener(dsn), duty.WEBHOOKS, deliverer.run)
+    delivering.start()
+    stack.push_async_callback(delivering.stop)
 
 
 def _served(

@@ -46,6 +46,7 @@ _LOOK_S_MIN: Final = 0.05
 _DRAIN_S: Final = 2.0
 _EPOCH_PAUSE_S: Final = 0.2
 _INSTRUMENTS_S: Final = 3600.0
+_HALTED_LOOK_S: Final = 2.0
 
 _open_gauge = Gauge("tbot_gateway_open_orders", "Open orders that the gateway follows.", ["venue"])
 _leading_gauge = Gauge("tbot_gateway_leading", "Whether this process holds the lease.", ["venue"])
@@ -201,6 +202,8 @@ class _Epoch:
         self._early: list[Committed] = []
         self._began = new_id()
         self._sweep_due = asyncio.Event()
+        self._resumed = asyncio.Event()
+        self._resumed_before = session.resumed
         self._gap = "start"
         self.orders = OpenOrders()
         self._reports = Reports(
@@ -220,10 +223,16 @@ class _Epoch:
         return not self._stopping and not self._session.halted and self._lease.valid()
 
     async def run(self) -> None:
-        """Work until the lease is lost."""
+        """Work until the lease is lost, or trading is resumed on a venue that lost its memory."""
         keeping = self._tasks.start(self._lease.keep(), "lease")
         work = self._tasks.start(self._work(), "work")
-        await asyncio.wait({keeping, work}, return_when=asyncio.FIRST_COMPLETED)
+        resumed = self._tasks.start(self._resumed.wait(), "resumed")
+        await asyncio.wait({keeping, work, resumed}, return_when=asyncio.FIRST_COMPLETED)
+        if resumed.done():
+            # Everything known here is of before; the next epoch loads and asks anew.
+            _log.info("epoch_ends_with_a_resumption", epoch=self._lease.epoch)
+            await self._lease.release()
+            return
         if work.done() and not work.cancelled() and (error := work.exception()) is not None:
             _log.error("epoch_failed", epoch=self._lease.epoch, error=repr(error))
             await self._lease.release()
@@ -267,6 +276,7 @@ class _Epoch:
         except (VenueError, *DATABASE_FAULTS) as error:
             _log.warning("venue_session_not_checked", error=str(error))
             return False
+        self._resumed_before = self._session.resumed
         if self._session.halted:
             return True
         return await self._reconciler.sweep("start")
@@ -353,6 +363,9 @@ class _Epoch:
             except (VenueError, *DATABASE_FAULTS) as error:
                 _log.warning("venue_session_not_checked", error=str(error))
                 same = False
+            if self._session.resumed != self._resumed_before:
+                self._resumed.set()
+                return
             if self._session.halted:
                 self._ready.clear()
                 self._sender.hold()
@@ -363,9 +376,15 @@ class _Epoch:
                 await asyncio.sleep(backoff.next_s())
 
     async def _doubts(self) -> None:
+        looked_s = 0.0
         while True:
             if not self._session.halted:
                 self._reconciler.ask_due()
+            elif boot_s() - looked_s >= _HALTED_LOOK_S:
+                # Somebody may have resumed trading.
+                looked_s = boot_s()
+                self._gap = "halted"
+                self._sweep_due.set()
             await asyncio.sleep(min(0.25, self._parts.settings.unknown_interval_s))
 
     async def _look_for_orders(self) -> None:
