@@ -276,7 +276,7 @@ class Client:
 
     async def _bulk(self) -> None:
         """Each item is a command of its own, with a key of its own."""
-        items = [self._item() for _ in range(self._random.randint(2, 8))]
+        items = [self._item() for _ in range(self._random.randint(5, 20))]
         request = self._floor.request(
             "bulk", "POST", "/v1/transfers/bulk", {"transfers": items}, self._name()
         )
