@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from tbot.market.channels import Market
 from tbot.market.feed import BestChanged, BookChanged, BookReset, FeedEvent, Missed, Traded
 from tbot.market.ticker import Ticker
-from tbot.market.topics import Frame
+from tbot.market.topics import Batch
 from tbot.venues.base import BestPrices, Level, MarketTrade
 
 AT = datetime(2024, 8, 8, 23, 54, tzinfo=UTC)
@@ -124,7 +124,7 @@ class FakeOutput:
     def heard_at(self) -> float | None:
         return self.heard
 
-    def write(self, frames: Sequence[Frame]) -> None:
+    def write(self, frames: Batch) -> None:
         assert self.open, "written to while it was not ready"
         self.received.extend(json.loads(frame.text) for frame in frames)
         self.batches.append(sum(len(frame.payload) for frame in frames))

@@ -1,8 +1,9 @@
 """The fan-out: market events in, shared frames out to every subscriber, slow readers by policy.
 
-A subscription is a cursor into its topic's ring (`tbot.market.topics`), not a queue: what a slow
-reader misses costs it nothing and us nothing. A subscriber's output takes one batch at a time;
-while it is busy its cursors wait, and whoever falls out of a ring gets what the channel's class
+A subscription is a place in its topic's ring (`tbot.market.topics`), not a queue: what a slow
+reader misses costs it nothing and us nothing. Subscribers who are in the same place are served as
+a group (`tbot.market.groups`): joined once, one write each. An output takes one batch at a time;
+while it is busy its place waits, and whoever falls out of a ring gets what the channel's class
 says. All calls belong to the event loop's thread.
 """
 
@@ -12,15 +13,23 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 from uuid import UUID
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
-from tbot.market.subscribers import CLOSE_SLOW, Subscriber, Subscription
+from tbot.market.groups import Group, Interest, Strays, Tally
+from tbot.market.subscribers import (
+    CLOSE_SLOW,
+    Subscriber,
+    sent_bytes_total,
+    sent_total,
+)
 from tbot.market.topics import Topic
+from tbot.market.wheel import TICK_S, Wheel
 
 SOCKETS_PER_TURN: Final = 500
 """Outputs written before other tasks of the loop get their turn."""
@@ -32,6 +41,12 @@ clients_gauge = Gauge("tbot_stream_clients", "Connected stream clients.")
 subscriptions_gauge = Gauge("tbot_stream_subscriptions", "Subscriptions.", ["channel"])
 published_total = Counter("tbot_stream_published", "Frames published, once each.", ["channel"])
 gaps_total = Counter("tbot_stream_gaps", "Gaps told to whole channels.", ["channel"])
+blocked_gauge = Gauge("tbot_stream_blocked", "Clients whose connection takes nothing.")
+lag_seconds = Histogram(
+    "tbot_stream_lag_seconds",
+    "From a frame's publication to its write: the oldest frame of each turn of the flush.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+)
 
 
 @dataclass(slots=True)
@@ -50,14 +65,21 @@ class Hub:
     def __init__(self, settings: StreamSettings) -> None:
         self.settings = settings
         self.subscribers: set[Subscriber] = set()
-        self._readers: dict[Topic, set[Subscription]] = {}
+        self.nothing = Interest({})
+        self._interests: dict[frozenset[int], Interest] = {self.nothing.key: self.nothing}
+        self._interested: dict[Topic, dict[Interest, None]] = {}
         self._idle_since: dict[Topic, float] = {}
         self._on_retire: Callable[[Topic], None] = lambda topic: None
         self._private: dict[UUID, _Private] = {}
         self._number = 0
+        self._published: dict[str, Counter] = {}
         self._dirty: dict[Topic, None] = {}
-        self._turn: deque[Subscriber] = deque()
+        self._visits: dict[Subscriber, None] = {}
+        self._turn: deque[Group | Strays | Subscriber] = deque()
+        self._blocked: set[Subscriber] = set()
+        self._wheel: Wheel[Subscriber] = Wheel(0.0)
         self._flush_handle: asyncio.Handle | None = None
+        self._flushing = False
         self._flushed_at = 0.0
         self._timers: dict[Topic, asyncio.TimerHandle] = {}
         self._tasks = Tasks("stream_hub")
@@ -70,6 +92,7 @@ class Hub:
             on_retire: Told of topics that nobody reads any more.
         """
         self._loop = asyncio.get_running_loop()
+        self._wheel = Wheel(self._loop.time())
         self._on_retire = on_retire
         self._tasks.start(self._watch(), "watch")
 
@@ -114,46 +137,90 @@ class Hub:
     def add(self, subscriber: Subscriber) -> None:
         """A client connected."""
         self.subscribers.add(subscriber)
+        self.nothing.subscribers += 1
         clients_gauge.set(len(self.subscribers))
+        self.look_at(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
         """A client is gone: end its subscriptions."""
+        if subscriber not in self.subscribers:
+            return
         self.subscribers.discard(subscriber)
         clients_gauge.set(len(self.subscribers))
-        for subscription in list(subscriber.subscriptions.values()):
-            self.unsubscribe(subscription)
+        self._blocked.discard(subscriber)
+        self._visits.pop(subscriber, None)
+        self._wheel.remove(subscriber)
+        for topic in subscriber.subscriptions.values():
+            self._count(topic, -1)
+        self._move(subscriber, {})
+        self.nothing.subscribers -= 1
+        subscriber.cursors = {}
 
-    def subscribe(self, subscriber: Subscriber, topic: Topic, cursor: int | None) -> Subscription:
-        """Let a client read a topic from a frame on, or from a fresh snapshot (cursor None).
+    def subscribe(self, subscriber: Subscriber, wishes: list[tuple[Topic, int | None]]) -> None:
+        """Let a client read topics from a frame on, or from a fresh snapshot (cursor None).
 
         Subscribing again is how a client asks for a fresh snapshot.
-        """
-        subscription = subscriber.subscriptions.get(topic.number)
-        if subscription is None:
-            subscription = Subscription(subscriber, topic, cursor)
-            subscriber.subscriptions[topic.number] = subscription
-            self._readers.setdefault(topic, set()).add(subscription)
-            self._idle_since.pop(topic, None)
-            subscriptions_gauge.labels(topic.channel).inc()
-        if cursor is None and not topic.begun:
-            # Nothing to begin with: then the first thing that is published is the beginning, and
-            # not a later snapshot that would hide what came before it.
-            cursor = topic.seq
-        subscription.cursor = cursor
-        subscriber.mark(subscription)
-        self.revisit(subscriber)
-        return subscription
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """End a subscription; its topic lingers for a while, for those who come back."""
-        subscription.subscriber.forget(subscription)
-        readers = self._readers.get(subscription.topic)
-        if readers is None or subscription not in readers:
+        Args:
+            wishes: Topics, each with the number of the last frame that the client has.
+        """
+        if subscriber.closing or not wishes:
             return
-        readers.discard(subscription)
-        subscriptions_gauge.labels(subscription.topic.channel).dec()
-        if not readers:
-            self._idle_since[subscription.topic] = self.now()
+        before = subscriber.subscriptions
+        added = {topic.number: topic for topic, _ in wishes if topic.number not in before}
+        for topic in added.values():
+            self._count(topic, 1)
+        cursors = subscriber.stray()
+        if added:
+            self._move(subscriber, before | added)
+        for topic, cursor in wishes:
+            # With nothing to begin with, the first thing that is published is the beginning, and
+            # not a later snapshot that would hide what came before it.
+            fresh = cursor is None and not topic.begun
+            cursors[topic] = topic.seq if fresh else cursor
+        self.revisit(subscriber)
+
+    def unsubscribe(self, subscriber: Subscriber, topics: list[Topic]) -> None:
+        """End subscriptions; their topics linger for a while, for those who come back."""
+        ended = {topic.number for topic in topics} & set(subscriber.subscriptions)
+        if not ended:
+            return
+        cursors = subscriber.stray()
+        left = dict(subscriber.subscriptions)
+        for number in ended:
+            topic = left.pop(number)
+            cursors.pop(topic, None)
+            self._count(topic, -1)
+        self._move(subscriber, left)
+        self.revisit(subscriber)
+
+    def _count(self, topic: Topic, change: int) -> None:
+        """A topic has a reader more, or less."""
+        topic.readers += change
+        subscriptions_gauge.labels(topic.channel).inc(change)
+        if topic.readers:
+            self._idle_since.pop(topic, None)
+        else:
+            self._idle_since[topic] = self.now()
+
+    def _move(self, subscriber: Subscriber, topics: dict[int, Topic]) -> None:
+        """Let a subscriber, who is astray for it, be interested in these topics."""
+        subscriber.stray()
+        old = subscriber.interest
+        new = self._interests.get(frozenset(topics))
+        if new is None:
+            new = Interest(topics)
+            self._interests[new.key] = new
+            for topic in topics.values():
+                self._interested.setdefault(topic, {})[new] = None
+        old.strays.pop(subscriber, None)
+        old.subscribers -= 1
+        new.subscribers += 1
+        subscriber.interest = new
+        if old.subscribers == 0 and old is not self.nothing:
+            del self._interests[old.key]
+            for topic in old.topics.values():
+                del self._interested[topic][old]
 
     # Publishing
 
@@ -172,78 +239,134 @@ class Hub:
             self._publish(topic)
 
     def _publish(self, topic: Topic) -> None:
-        published_total.labels(topic.channel).inc()
-        self._dirty[topic] = None
-        self._schedule()
+        counter = self._published.get(topic.channel)
+        if counter is None:
+            counter = self._published[topic.channel] = published_total.labels(topic.channel)
+        counter.inc()
+        if topic.frames:
+            topic.frames[-1].at = self.now()
+        if topic.readers:
+            self._dirty[topic] = None
+            self._schedule()
 
     def revisit(self, subscriber: Subscriber) -> None:
         """Flush one subscriber at the next flush."""
-        self._turn.append(subscriber)
-        self._schedule()
+        if not subscriber.closing:
+            self._visits[subscriber] = None
+            self._schedule()
+
+    def blocked(self, subscriber: Subscriber) -> None:
+        """Watch how long a subscriber's output takes nothing."""
+        self._blocked.add(subscriber)
 
     def _schedule(self) -> None:
-        if self._flush_handle is None and self._loop is not None:
+        if self._flush_handle is None and not self._flushing and self._loop is not None:
             # The first event after a pause goes out at once; a burst is joined per interval.
             due = self._flushed_at + self.settings.flush_interval_ms / 1000
             self._flush_handle = self._loop.call_at(max(due, self._loop.time()), self._flush)
 
     def _flush(self) -> None:
-        self._flush_handle = None
         topics, self._dirty = self._dirty, {}
-        affected = dict.fromkeys(self._turn)
+        visits, self._visits = self._visits, {}
+        interests: dict[Interest, None] = {}
+        for subscriber in visits:
+            if subscriber.closing:
+                continue
+            if subscriber.cursors is None or not subscriber.cursors:
+                self._turn.append(subscriber)
+            else:
+                subscriber.interest.strays[subscriber] = None
+                interests[subscriber.interest] = None
         for topic in topics:
-            for subscription in self._readers.get(topic, ()):
-                subscription.subscriber.mark(subscription)
-                affected[subscription.subscriber] = None
-        self._turn = deque(affected)
+            interests.update(self._interested.get(topic, ()))
+        for interest in interests:
+            self._turn.extend(interest.groups)
+            if interest.strays:
+                self._turn.append(Strays(interest))
         self._flush_some()
 
     def _flush_some(self) -> None:
         """Flush some subscribers and leave the rest for the loop's next turn."""
-        self._flush_handle = None
         assert self._loop is not None
-        for _ in range(min(SOCKETS_PER_TURN, len(self._turn))):
-            self._turn.popleft().flush()
-        self._flushed_at = self._loop.time()
-        if self._turn:
-            if self._flush_handle is not None:
-                self._flush_handle.cancel()
+        self._flush_handle = None
+        self._flushing = True  # what is written may ask for a flush: that comes after this one
+        tally = Tally()
+        turn = self._turn
+        while turn and tally.sockets < SOCKETS_PER_TURN:
+            part = turn.popleft()
+            if isinstance(part, Group):
+                part.flush(tally)
+            elif isinstance(part, Subscriber):
+                part.flush()
+                tally.sockets += 1
+            elif not part.serve(tally, SOCKETS_PER_TURN):
+                turn.append(part)
+        now = self._flushed_at = self._loop.time()
+        if tally.frames:
+            sent_total.inc(tally.frames)
+            sent_bytes_total.inc(tally.bytes)
+        if tally.oldest_at < inf:
+            lag_seconds.observe(max(0.0, now - tally.oldest_at))
+        self._flushing = False
+        if turn:
             self._flush_handle = self._loop.call_soon(self._flush_some)
-        elif self._dirty:
+        elif self._dirty or self._visits:
             self._schedule()
 
     # Watching over
 
     async def _watch(self) -> None:
-        """Once a second: silent peers, stalled readers, topics that nobody reads."""
+        """In every tick: silent peers, deadlines, stalled readers, topics that nobody reads."""
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(TICK_S)
             self.look_around()
 
     def look_around(self) -> None:
         """One round of the watch."""
         now = self.now()
-        settings = self.settings
-        for subscriber in list(self.subscribers):
-            blocked = subscriber.blocked_since
-            if blocked is not None and now - blocked > settings.stall_timeout_s:
+        blocked_gauge.set(len(self._blocked))
+        for subscriber in list(self._blocked):
+            since = subscriber.blocked_since
+            if since is None:
+                self._blocked.discard(subscriber)
+            elif now - since > self.settings.stall_timeout_s:
                 subscriber.close(CLOSE_SLOW, "reading stalled")
-                continue
-            heard_at = subscriber.output.heard_at
-            if heard_at is None or now - heard_at <= settings.heartbeat_s:
-                continue
-            if now - heard_at > settings.heartbeat_s + settings.heartbeat_timeout_s:
-                subscriber.close(CLOSE_SILENT, "no sign of life")
-            elif subscriber.pinged_at < heard_at + settings.heartbeat_s:
-                subscriber.pinged_at = now
-                subscriber.output.ping()
+        for subscriber in self._wheel.due(now):
+            self._look_at(subscriber, now)
         for topic, since in list(self._idle_since.items()):
-            if now - since > settings.linger_s:
+            if now - since > self.settings.linger_s:
                 self._retire(topic)
+
+    def look_at(self, subscriber: Subscriber) -> None:
+        """Watch over a subscriber whose deadline is another one now."""
+        if not subscriber.closing:
+            self._look_at(subscriber, self.now())
+
+    def _look_at(self, subscriber: Subscriber, now: float) -> None:
+        """Do what is due for one subscriber, and decide when to look at it next."""
+        settings = self.settings
+        if now >= subscriber.deadline_at and subscriber.on_deadline is not None:
+            subscriber.deadline_at = inf
+            subscriber.on_deadline()
+        next_at = subscriber.deadline_at
+        heard_at = subscriber.output.heard_at
+        if heard_at is not None and not subscriber.closing:
+            quiet_at = heard_at + settings.heartbeat_s
+            if now > quiet_at + settings.heartbeat_timeout_s:
+                subscriber.close(CLOSE_SILENT, "no sign of life")
+            elif now > quiet_at:
+                if subscriber.pinged_at < quiet_at:
+                    subscriber.pinged_at = now
+                    subscriber.output.ping()
+                next_at = min(next_at, quiet_at + settings.heartbeat_timeout_s)
+            else:
+                next_at = min(next_at, quiet_at)
+        if not subscriber.closing and next_at < inf:
+            self._wheel.put(subscriber, next_at)
 
     def _retire(self, topic: Topic) -> None:
         del self._idle_since[topic]
-        self._readers.pop(topic, None)
+        self._interested.pop(topic, None)
         timer = self._timers.pop(topic, None)
         if timer is not None:
             timer.cancel()

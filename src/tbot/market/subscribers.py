@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, Final, Protocol
 
 from prometheus_client import Counter
 
 from tbot.core.settings import StreamSettings
-from tbot.market.topics import Frame, Slow, Topic, control
-
-WRITE_BYTES_MAX: Final = 65_536
-"""Most bytes handed to an output at once (one larger frame goes alone): they cannot be recalled."""
+from tbot.market.groups import WRITE_BYTES_MAX, Group, Interest
+from tbot.market.topics import Batch, Frame, Run, Slow, Topic, control
 
 CLOSE_SLOW: Final = 4101
 
@@ -45,7 +44,7 @@ class Output(Protocol):
     def heard_at(self) -> float | None:
         """See the class."""
 
-    def write(self, frames: Sequence[Frame]) -> None:
+    def write(self, batch: Batch) -> None:
         """Send frames in order; only while `ready`."""
 
     def ping(self) -> None:
@@ -62,95 +61,150 @@ class Desk(Protocol):
     def settings(self) -> StreamSettings:
         """Limits."""
 
+    @property
+    def nothing(self) -> Interest:
+        """The interest of those who subscribe to nothing."""
+
     def now(self) -> float:
         """The loop's clock."""
 
     def revisit(self, subscriber: Subscriber) -> None:
         """Flush the subscriber again soon."""
 
+    def blocked(self, subscriber: Subscriber) -> None:
+        """Its output takes nothing: watch how long."""
+
     def remove(self, subscriber: Subscriber) -> None:
         """The subscriber is gone: end its subscriptions."""
 
 
-class Subscription:
-    """One subscriber's place in one topic.
+def due(topic: Topic, cursor: int | None) -> list[Frame]:
+    """What a reader is owed who has a topic's frames up to `cursor`.
 
-    Attributes:
-        cursor: Number of the last frame handed over; None while a snapshot is due.
+    By the topic's policy where it fell behind the ring. The reader's new place is the number of
+    the last frame that it is handed.
+
+    Args:
+        cursor: None while a snapshot is due.
     """
-
-    __slots__ = ("cursor", "subscriber", "topic")
-
-    def __init__(self, subscriber: Subscriber, topic: Topic, cursor: int | None) -> None:
-        self.subscriber = subscriber
-        self.topic = topic
-        self.cursor = cursor
-
-    def due(self) -> list[Frame]:
-        """What this reader is owed now, by the topic's policy where it fell behind the ring."""
-        topic = self.topic
-        if self.cursor is None:
-            snapshot = topic.snapshot()
-            return [] if snapshot is None else [snapshot]
-        if topic.holds_after(self.cursor):
-            return topic.after(self.cursor)
-        skipped_total.labels(topic.channel, topic.slow.value).inc()
-        match topic.slow:
-            case Slow.SNAPSHOT:
-                self.cursor = None
-                return self.due()
-            case Slow.GAP:
-                newest = topic.newest_half()
-                last = newest[0].seq - 1
-                gap = {"op": "gap", "ch": topic.number, "seq": last, "from": self.cursor + 1}
-                notice = control({**gap, "to": last, "why": "slow"})
-                notice.seq = last
-                return [notice, *newest]
-            case _:
-                return [topic.frames[-1]]
+    if cursor is None:
+        snapshot = topic.snapshot()
+        return [] if snapshot is None else [snapshot]
+    if topic.holds_after(cursor):
+        return topic.after(cursor) if topic.head > cursor else []
+    skipped_total.labels(topic.channel, topic.slow.value).inc()
+    match topic.slow:
+        case Slow.SNAPSHOT:
+            return due(topic, None)
+        case Slow.GAP:
+            newest = topic.newest_half()
+            last = newest[0].seq - 1
+            gap = {"op": "gap", "ch": topic.number, "seq": last, "from": cursor + 1}
+            notice = control({**gap, "to": last, "why": "slow"})
+            notice.seq = last
+            return [notice, *newest]
+        case _:
+            return [topic.frames[-1]]
 
 
 class Subscriber:
     """One connected client: what waits for it, and where it goes.
 
     Three queues by rank: control answers (bounded by closing the client), private frames (bounded
-    by making their producer wait) and cursors into market topics (which hold no bytes).
+    by making their producer wait) and places in market topics (which hold no bytes). Thousands of
+    these exist: what most of them do not need exists only while it is needed.
+
+    Attributes:
+        interest: What it subscribes to.
+        cursors: Its place in each of its topics, None where a snapshot is due; no such thing while
+            it is in step with a group.
+        waiting_bytes: Bytes of control and private frames that wait for the output.
+        deadline_at: Loop time at which `on_deadline` is to be called; infinite for never.
+        tick: The timing wheel's own.
     """
 
     __slots__ = (
-        "_behind", "_control", "_control_bytes", "_desk", "_private", "_private_bytes", "_room",
-        "blocked_since", "closing", "on_close", "output", "pinged_at", "subscriptions",
+        "_control", "_desk", "_group", "_private", "_private_bytes", "_room",
+        "blocked_since", "closing", "cursors", "deadline_at", "interest", "on_close", "on_deadline",
+        "output", "pinged_at", "tick", "waiting_bytes",
     )  # fmt: skip
 
-    def __init__(self, desk: Desk, output: Output, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        output: Output,
+        on_close: Callable[[], None],
+        on_deadline: Callable[[], None] | None = None,
+    ) -> None:
         self._desk = desk
         self.output = output
         self.on_close = on_close
+        self.on_deadline = on_deadline
+        self.deadline_at = inf
         self.closing = False
-        self.subscriptions: dict[int, Subscription] = {}
-        self._behind: dict[Subscription, None] = {}
-        self._control: deque[Frame] = deque()
-        self._control_bytes = 0
-        self._private: deque[tuple[int, Frame]] = deque()
+        self.interest = desk.nothing
+        self.cursors: dict[Topic, int | None] | None = {}
+        self._group: Group | None = None
+        self._control: list[Frame] | None = None
+        self._private: deque[tuple[int, Frame]] | None = None
         self._private_bytes = 0
+        self.waiting_bytes = 0
         self._room: asyncio.Event | None = None
         self.blocked_since: float | None = None
         self.pinged_at = 0.0
+        self.tick = -1
         output.on_ready = self.flush
 
     @property
-    def waiting_bytes(self) -> int:
-        """Bytes of control and private frames that wait for the output."""
-        return self._control_bytes + self._private_bytes
+    def subscriptions(self) -> dict[int, Topic]:
+        """Number → topic; shared with all who subscribe to the same: not to be changed."""
+        return self.interest.topics
+
+    # In step or astray
+
+    def stray(self) -> dict[Topic, int | None]:
+        """Leave the group; returns the places in the topics, to be changed by the caller."""
+        group = self._group
+        if group is not None:
+            self._group = None
+            self.cursors = dict(group.marks)
+            self.interest.leave(group, self)
+        assert self.cursors is not None
+        return self.cursors
+
+    def join(self, group: Group) -> None:
+        """Be in step with a group, which stands exactly where this one does."""
+        self.cursors = None
+        self._group = group
+        group.members.add(self)
+
+    def go_astray(self) -> None:
+        """Leave the group and be served alone."""
+        self.stray()
+        self._desk.revisit(self)
+
+    def fall_behind(self) -> None:
+        """The output takes no more: keep the place."""
+        self.stray()
+        self._note_blocked()
+
+    def _note_blocked(self) -> None:
+        if self.blocked_since is None:
+            self.blocked_since = self._desk.now()
+            self._desk.blocked(self)
+
+    # What waits
 
     def tell(self, message: dict[str, Any]) -> None:
         """Queue an answer. A client that does not read its answers is closed as slow."""
         if self.closing:
             return
         frame = control(message)
+        if self._control is None:
+            self._control = []
         self._control.append(frame)
-        self._control_bytes += len(frame.payload)
-        if self._control_bytes > self._desk.settings.queue_bytes_max:
+        self.waiting_bytes += len(frame.payload)
+        if self.waiting_bytes - self._private_bytes > self._desk.settings.queue_bytes_max:
             self.close(CLOSE_SLOW, "answers are not being read")
             return
         self.flush()
@@ -173,26 +227,26 @@ class Subscriber:
         Args:
             number: The private channel they belong to.
         """
-        if self.closing:
+        if self.closing or not frames:
             return
+        if self._private is None:
+            self._private = deque()
         self._private.extend((number, frame) for frame in frames)
-        self._private_bytes += sum(len(frame.payload) for frame in frames)
+        self._count_private(sum([len(frame.payload) for frame in frames]))
         self.flush()
 
     def withdraw(self, number: int) -> None:
         """Drop a private channel's frames that were not handed over yet: it was unsubscribed."""
-        self._private = deque(item for item in self._private if item[0] != number)
-        self._private_bytes = sum(len(frame.payload) for _, frame in self._private)
+        if self._private is not None:
+            self._private = deque(item for item in self._private if item[0] != number)
+            left_bytes = sum([len(frame.payload) for _, frame in self._private])
+            self._count_private(left_bytes - self._private_bytes)
 
-    def mark(self, subscription: Subscription) -> None:
-        """Remember that this subscription's topic has news."""
-        if not self.closing:
-            self._behind[subscription] = None
+    def _count_private(self, change_bytes: int) -> None:
+        self._private_bytes += change_bytes
+        self.waiting_bytes += change_bytes
 
-    def forget(self, subscription: Subscription) -> None:
-        """The subscription ended."""
-        self._behind.pop(subscription, None)
-        self.subscriptions.pop(subscription.topic.number, None)
+    # Handing over
 
     def flush(self) -> None:
         """Hand the output what it may take now."""
@@ -200,43 +254,60 @@ class Subscriber:
             if self.closing:
                 return
             if not self.output.ready:
-                if self.blocked_since is None:
-                    self.blocked_since = self._desk.now()
+                self._note_blocked()
                 return
-            self.blocked_since = None
+            if self.blocked_since is not None:
+                self.blocked_since = None
+                if self._group is None:
+                    self._desk.revisit(self)  # to join a group
             frames = self._collect()
             if not frames:
                 return
-            sent_total.inc(len(frames))
-            sent_bytes_total.inc(sum(len(frame.payload) for frame in frames))
-            self.output.write(frames)
-        if self._behind or self._control or self._private:
+            batch = Batch([Run(frames)])
+            sent_total.inc(batch.count)
+            sent_bytes_total.inc(len(batch.data))
+            self.output.write(batch)
+        if self.waiting_bytes or self._group is None:
             self._desk.revisit(self)
 
     def _collect(self) -> list[Frame]:
-        batch: list[Frame] = list(self._control)
-        size_bytes = self._control_bytes
-        self._control.clear()
-        self._control_bytes = 0
-        while self._private and size_bytes < WRITE_BYTES_MAX:
-            _, frame = self._private.popleft()
-            self._private_bytes -= len(frame.payload)
-            size_bytes += len(frame.payload)
-            batch.append(frame)
-        if self._room is not None and not self._private:
-            self._room.set()
-        while self._behind and size_bytes < WRITE_BYTES_MAX:
-            subscription = next(iter(self._behind))
-            del self._behind[subscription]
-            frames = subscription.due()
-            for frame in frames:
-                subscription.cursor = frame.seq
+        batch: list[Frame] = self._control or []
+        self._control = None
+        size_bytes = self.waiting_bytes - self._private_bytes
+        self.waiting_bytes = self._private_bytes
+        if self._private is not None:
+            private_bytes = 0
+            while self._private and size_bytes + private_bytes < WRITE_BYTES_MAX:
+                _, frame = self._private.popleft()
+                private_bytes += len(frame.payload)
+                batch.append(frame)
+            self._count_private(-private_bytes)
+            size_bytes += private_bytes
+            if not self._private:
+                self._private = None
+                if self._room is not None:
+                    self._room.set()
+        if self.cursors:
+            self._collect_market(self.cursors, batch, size_bytes)
+        return batch
+
+    def _collect_market(
+        self, cursors: dict[Topic, int | None], batch: list[Frame], size_bytes: int
+    ) -> None:
+        for topic, cursor in list(cursors.items()):
+            if cursor == topic.head:
+                continue
+            if size_bytes >= WRITE_BYTES_MAX:
+                return
+            for frame in due(topic, cursor):
+                if size_bytes >= WRITE_BYTES_MAX:
+                    cursors[topic] = cursors.pop(topic)  # to the end of the line
+                    return
+                cursors[topic] = frame.seq
                 size_bytes += len(frame.payload)
                 batch.append(frame)
-                if size_bytes >= WRITE_BYTES_MAX and frame is not frames[-1]:
-                    self._behind[subscription] = None  # to the end of the line
-                    break
-        return batch
+
+    # The end
 
     def close(self, code: int, reason: str, last: dict[str, Any] | None = None) -> None:
         """Stop sending, at once and for good; then end the connection.
@@ -246,25 +317,24 @@ class Subscriber:
         """
         if self.closing:
             return
-        self.closing = True
         closes_total.labels(str(code)).inc()
-        self._desk.remove(self)
-        self._behind.clear()
-        self._control.clear()
-        self._private.clear()
-        self._control_bytes = self._private_bytes = 0
-        if self._room is not None:
-            self._room.set()
+        self._end()
         if last is not None and self.output.ready:
-            self.output.write([control(last)])
+            self.output.write(Batch([Run([control(last)])]))
         self.output.close(code, reason)
         self.on_close()
 
     def gone(self) -> None:
         """The peer ended the connection."""
         if not self.closing:
-            self.closing = True
-            self._desk.remove(self)
-            if self._room is not None:
-                self._room.set()
+            self._end()
             self.on_close()
+
+    def _end(self) -> None:
+        self.closing = True
+        self._desk.remove(self)
+        self._control = self._private = None
+        self.waiting_bytes = self._private_bytes = 0
+        self.deadline_at = inf
+        if self._room is not None:
+            self._room.set()

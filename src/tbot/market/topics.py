@@ -1,11 +1,12 @@
 """What clients subscribe to: numbered frames in a bounded ring. Pure: no I/O, no clock, no task.
 
-Entry points: `Frame`, `Topic` and its kinds `LatestTopic`, `TradesTopic` and, in
-`tbot.market.booktopic`, `BookTopic`.
+Entry points: `Frame`, `Run` and `Batch` (frames joined for writing), `Topic` and its kinds
+`LatestTopic`, `TradesTopic` and, in `tbot.market.booktopic`, `BookTopic`.
 
 Invariants:
 
-1. A frame is encoded once; every subscriber of its topic gets the same bytes.
+1. A frame is encoded once; every subscriber of its topic gets the same bytes. Frames that follow
+   the same number are joined once for all who are due them.
 2. Sequence numbers of a topic only grow. In contiguous topics (trades, book) every number is the
    number of exactly one frame; in latest-value topics it counts updates, so that a jump tells how
    many were conflated.
@@ -16,6 +17,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -40,11 +42,13 @@ class Slow(StrEnum):
 class Frame:
     """One encoded message of a topic, shared by all its readers."""
 
-    __slots__ = ("_framed", "_text", "payload", "seq")
+    __slots__ = ("_framed", "_text", "at", "payload", "seq")
 
     def __init__(self, seq: int, payload: bytes) -> None:
         self.seq = seq
         self.payload = payload
+        self.at = 0.0
+        """When it was published, by the loop's clock; 0.0 where nobody measures."""
         self._text: str | None = None
         self._framed: bytes | None = None
 
@@ -75,6 +79,59 @@ def control(message: dict[str, Any]) -> Frame:
     return Frame(0, encode(message))
 
 
+class Run:
+    """Frames in a row, and their bytes as they go over the wire.
+
+    Args:
+        topic: Whose frames they are; None for control and private ones.
+    """
+
+    __slots__ = ("data", "frames", "topic")
+
+    def __init__(self, frames: Sequence[Frame], topic: Topic | None = None) -> None:
+        self.topic = topic
+        self.frames = frames
+        if len(frames) == 1:
+            self.data = frames[0].framed
+        else:
+            self.data = b"".join([frame.framed for frame in frames])
+
+
+class Batch:
+    """What is written to a connection at once; shared by all who are due the same."""
+
+    __slots__ = ("count", "data", "runs")
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+        self.data = runs[0].data if len(runs) == 1 else b"".join([run.data for run in runs])
+        self.count = sum([len(run.frames) for run in runs])
+
+    def __iter__(self) -> Iterator[Frame]:
+        for run in self.runs:
+            yield from run.frames
+
+    def cut(self, bytes_max: int) -> list[Batch]:
+        """The same in batches of at most so many bytes; a larger frame goes alone."""
+        if len(self.data) <= bytes_max:
+            return [self]
+        batches: list[Batch] = []
+        runs: list[Run] = []
+        size_bytes = 0
+        for whole in self.runs:
+            start = 0
+            for end, frame in enumerate(whole.frames):
+                if size_bytes and size_bytes + len(frame.framed) > bytes_max:
+                    if end > start:
+                        runs.append(Run(whole.frames[start:end], whole.topic))
+                    batches.append(Batch(runs))
+                    runs, size_bytes, start = [], 0, end
+                size_bytes += len(frame.framed)
+            runs.append(Run(whole.frames[start:], whole.topic))
+        batches.append(Batch(runs))
+        return batches
+
+
 class Topic:
     """A channel with its parameters: what one server-wide channel number stands for.
 
@@ -89,12 +146,15 @@ class Topic:
     __slots__ = (
         "channel",
         "frames",
+        "head",
         "interval_ms",
         "lost_through",
         "number",
         "parameters",
         "pending",
+        "readers",
         "ring_bytes_max",
+        "runs",
         "seq",
         "size_bytes",
         "slow",
@@ -116,6 +176,8 @@ class Topic:
         self.ring_bytes_max = ring_bytes_max
         self.interval_ms: int = parameters.get("interval_ms", 0)
         self.seq = 0
+        self.head = 0
+        """Number of the newest frame; what is conflated at the moment is beyond it."""
         self.frames: deque[Frame] = deque()
         self.size_bytes = 0
         self.lost_through = 0
@@ -123,11 +185,18 @@ class Topic:
         self.pending = False
         """Whether something waits for the end of the conflation interval."""
         self.snapshot_frame: Frame | None = None
+        self.readers = 0
+        """Subscriptions."""
+        self.runs: dict[int, Run] = {}
+        """The frames after a number, joined: until the next frame."""
 
     def push(self, op: str, **fields: Any) -> Frame:
         """Encode a message under the current sequence number and keep it in the ring."""
         frame = Frame(self.seq, encode({"op": op, "ch": self.number, "seq": self.seq, **fields}))
         self.frames.append(frame)
+        self.head = frame.seq
+        if self.runs:
+            self.runs.clear()
         self.size_bytes += len(frame.payload)
         while self.size_bytes > self.ring_bytes_max and len(self.frames) > 1:
             lost = self.frames.popleft()
@@ -148,6 +217,13 @@ class Topic:
             newer.append(frame)
         newer.reverse()
         return newer
+
+    def run_after(self, seq: int) -> Run:
+        """The ring's frames that are newer than `seq`, at least one, joined once for all."""
+        run = self.runs.get(seq)
+        if run is None:
+            run = self.runs[seq] = Run(self.after(seq), self)
+        return run
 
     def newest_half(self) -> list[Frame]:
         """The newest frames that fill at most half of the ring's bound, at least one if any."""

@@ -34,7 +34,7 @@ from tbot.journal.cursors import Journal, Pool
 from tbot.market.channels import Market
 from tbot.market.hub import CLOSE_DRAIN, Hub
 from tbot.market.subscribers import Output
-from tbot.web.sockets import EXTENSION, AsgiOutput, SocketOutput, StreamSocket, denial
+from tbot.web.sockets import EXTENSION, AsgiOutput, StreamSocket, denial
 from tbot.web.stream_session import Session
 from tbot.web.stream_words import PROTOCOL
 
@@ -42,6 +42,8 @@ _log = structlog.get_logger(__name__)
 
 SESSIONS_INTERVAL_S: Final = 5.0
 """How often login sessions are checked besides wake-ups."""
+SESSIONS_PER_TURN: Final = 200
+"""Sessions checked before other tasks of the loop get their turn."""
 DRAIN_BATCHES: Final = 20
 
 _denied_total = Counter("tbot_stream_denied", "Connections refused.", ["code"])
@@ -138,11 +140,29 @@ class Streams:
         self._addresses[address] += 1
         try:
             await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
-            await self._converse(websocket)
-        finally:
-            self._addresses[address] -= 1
-            if not self._addresses[address]:
-                del self._addresses[address]
+        except BaseException:
+            self._leave(address)
+            raise
+        # From here on the address is the session's to give back (`dismiss`).
+        socket = websocket.scope.get("extensions", {}).get(EXTENSION)
+        if not isinstance(socket, StreamSocket):
+            await self._converse(websocket, address)
+            return
+        wire = socket.hand_over()
+        if wire is None:
+            self._leave(address)
+        else:
+            wire.listener = self._begin(wire, address)
+
+    def _begin(self, output: Output, address: str) -> Session:
+        session = Session(self, output, address)
+        self._sessions.add(session)
+        return session
+
+    def _leave(self, address: str) -> None:
+        self._addresses[address] -= 1
+        if not self._addresses[address]:
+            del self._addresses[address]
 
     def _refusal(self, websocket: WebSocket, address: str) -> tuple[HTTPStatus, str, str] | None:
         """Why this connection is not accepted, if so: status, code and words."""
@@ -176,10 +196,12 @@ class Streams:
         host = websocket.headers.get("host", "")
         return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
-    async def _converse(self, websocket: WebSocket) -> None:
-        output, given_up = self._output(websocket)
-        session = Session(self, output)
-        self._sessions.add(session)
+    async def _converse(self, websocket: WebSocket, address: str) -> None:
+        """The conversation on a server that is not ours: a task that waits for messages."""
+        task = asyncio.current_task()
+        assert task is not None
+        output = AsgiOutput(cast("Any", websocket.send), task)
+        session = self._begin(output, address)
         try:
             while True:
                 # Nothing else is awaited here: reading pauses until the next `receive`.
@@ -188,19 +210,10 @@ class Streams:
                     break
                 session.heard(message.get("text"))
         except asyncio.CancelledError:
-            if not (given_up is not None and given_up.given_up):
+            if not output.given_up:
                 raise
         finally:
-            session.subscriber.gone()
-
-    def _output(self, websocket: WebSocket) -> tuple[Output, AsgiOutput | None]:
-        socket = websocket.scope.get("extensions", {}).get(EXTENSION)
-        if isinstance(socket, StreamSocket):
-            return SocketOutput(socket), None
-        task = asyncio.current_task()
-        assert task is not None
-        output = AsgiOutput(cast("Any", websocket.send), task)
-        return output, output
+            session.lost()
 
     # Users
 
@@ -214,6 +227,7 @@ class Streams:
     def dismiss(self, session: Session) -> None:
         """A session is over."""
         self._sessions.discard(session)
+        self._leave(session.address)
         if session.principal is not None:
             user_id = session.principal.user_id
             self._users[user_id] -= 1
@@ -225,7 +239,9 @@ class Streams:
         with self._bus.listening(SESSIONS_TOPIC) as ended:
             while True:
                 await wait_for_wake(ended, SESSIONS_INTERVAL_S)
-                for session in list(self._sessions):
+                for number, session in enumerate(list(self._sessions)):
+                    if number % SESSIONS_PER_TURN == 0:
+                        await asyncio.sleep(0)  # what is in memory is looked up without a pause
                     principal = session.principal
                     if principal is None or session.subscriber.closing:
                         continue

@@ -7,7 +7,6 @@ read, and answers come in the order of the questions.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -73,26 +72,44 @@ class Session:
         output: Where frames go.
     """
 
-    def __init__(self, streams: Streams, output: Output) -> None:
+    __slots__ = (
+        "_introduced", "_meter", "_offences", "_private", "_streams", "_waiting", "_working",
+        "address", "principal", "subscriber",
+    )  # fmt: skip
+
+    def __init__(self, streams: Streams, output: Output, address: str) -> None:
         self._streams = streams
-        self._settings = streams.settings
-        self._loop = asyncio.get_running_loop()
+        self.address = address
         self.principal: Principal | None = None
-        self.subscriber = Subscriber(streams.hub, output, self._closed)
-        self._private: dict[int, PrivateStream] = {}
-        self._meter = Meter(self._settings.messages_per_s_max)
+        self.subscriber = Subscriber(streams.hub, output, self._closed, self._deadline)
+        self._private: dict[int, PrivateStream] | None = None
+        self._meter = Meter(streams.settings.messages_per_s_max)
         self._offences = 0
-        self._waiting: deque[dict[str, Any]] = deque()
+        self._waiting: deque[dict[str, Any]] | None = None
         self._working = False
         self._introduced = False
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(
-            self._settings.auth_timeout_s, self._too_late
-        )
         streams.hub.add(self.subscriber)
+        self._expect(streams.settings.auth_timeout_s)
         self.subscriber.tell(self._hello())
 
+    def _expect(self, within_s: float) -> None:
+        """Set the deadline: for the first message, and then for a fresh token."""
+        self.subscriber.deadline_at = self._streams.hub.now() + within_s
+        self._streams.hub.look_at(self.subscriber)
+
+    def _deadline(self) -> None:
+        if self.principal is None:
+            if not self._introduced:
+                self._too_late()
+            return
+        left_s = self.principal.expires_at_s - time.time()
+        if left_s > 0:  # the wall clock was set back
+            self.subscriber.deadline_at = self._streams.hub.now() + left_s
+        else:
+            self._expired()
+
     def _hello(self) -> dict[str, Any]:
-        settings = self._settings
+        settings = self._streams.settings
         return {
             "op": "hello",
             "protocol": PROTOCOL,
@@ -111,14 +128,18 @@ class Session:
 
     # Hearing: never waits
 
-    def heard(self, text: str | None) -> None:
-        """Take one message; None stands for a binary one."""
+    def lost(self) -> None:
+        """The peer closed the connection, or it broke."""
+        self.subscriber.gone()
+
+    def heard(self, text: str | None, data: bytes = b"") -> None:
+        """Take one message; `text` is None for a binary one."""
         if self.subscriber.closing:
             return
         if text is None:
             self._break_off("this protocol has text messages only")
             return
-        if len(text) > self._settings.message_bytes_max:
+        if len(text) > self._streams.settings.message_bytes_max:
             self.subscriber.close(1009, "message too large")
             return
         try:
@@ -128,8 +149,9 @@ class Session:
             return
         channels = message.get("channels")
         extra = len(channels) // CHANNELS_PER_MESSAGE if isinstance(channels, list) else 0
-        wait_s = self._meter.take(self._loop.time(), 1 + extra)
-        if wait_s > 0 or len(self._waiting) >= WAITING_MAX:
+        wait_s = self._meter.take(self._streams.hub.now(), 1 + extra)
+        waiting = self._waiting
+        if wait_s > 0 or (waiting is not None and len(waiting) >= WAITING_MAX):
             self._offended(message, max(wait_s, 0.1))
             return
         op = message.get("op")
@@ -138,9 +160,11 @@ class Session:
             if op != "auth":
                 self._refuse_first(message)
                 return
+            # It kept its time: how long checking takes is our affair.
             self._introduced = True
-            self._stop_timer()  # it kept its time: how long checking takes is our affair
-        self._waiting.append(message)
+        if waiting is None:
+            waiting = self._waiting = deque()
+        waiting.append(message)
         if not self._working:
             self._working = True
             self._streams.tasks.start(self._work(), "session")
@@ -184,6 +208,7 @@ class Session:
                 await self._carry_out(self._waiting.popleft())
         finally:
             self._working = False
+            self._waiting = None
 
     async def _carry_out(self, message: dict[str, Any]) -> None:
         op = message.get("op")
@@ -243,9 +268,9 @@ class Session:
             self.subscriber.close(CLOSE_CLIENTS, why, problem("too_many_clients", why, message))
             return
         self.principal = principal
-        self._stop_timer()
-        left_s = max(0.0, principal.expires_at_s - time.time())
-        self._timer = self._loop.call_later(left_s, self._expired)
+        self._expect(max(0.0, principal.expires_at_s - time.time()))
+        if self.subscriber.closing:
+            return
         expires_at = clock.from_ms(principal.expires_at_s * 1000)
         self.subscriber.tell(
             {
@@ -258,7 +283,7 @@ class Session:
         )
 
     def _channels(self) -> set[Channel]:
-        names = {sub.topic.channel for sub in self.subscriber.subscriptions.values()}
+        names = {topic.channel for topic in self.subscriber.subscriptions.values()}
         if self._private:
             names.add("account")
         return {CHANNELS[name] for name in names}
@@ -268,14 +293,14 @@ class Session:
         if not isinstance(requests, list) or not requests:
             self._tell_problem("bad_parameter", "channels must be a list of channels", message)
             return
-        room = self._settings.subscriptions_max
+        room = self._streams.settings.subscriptions_max
         if len(requests) > room:
             why = f"a connection has at most {room} subscriptions"
             self._tell_problem("too_many_subscriptions", why, message)
             return
         answers: list[dict[str, Any]] = []
         starts: list[tuple[Topic, int | None] | tuple[PrivateStream, list[Frame]]] = []
-        taken = set(self.subscriber.subscriptions) | set(self._private)
+        taken = set(self.subscriber.subscriptions) | set(self._private or ())
         try:
             for request in requests:
                 answer, start = await self._one(request, full=len(taken) >= room)
@@ -290,14 +315,15 @@ class Session:
             raise
         # Nothing is sent in between, and answers outrank what the channels have to say: so the
         # answer comes first, and after it nothing of what these channels were before.
+        topics: list[tuple[Topic, int | None]] = []
         for what, how in starts:
             if isinstance(what, PrivateStream):
                 assert isinstance(how, list)
                 self._begin(what, how)
             else:
                 assert not isinstance(how, list)
-                if not self.subscriber.closing:
-                    self._streams.hub.subscribe(self.subscriber, what, how)
+                topics.append((what, how))
+        self._streams.hub.subscribe(self.subscriber, topics)
         self.subscriber.tell({"op": "subbed", **id_of(message), "subs": answers})
 
     async def _one(
@@ -346,7 +372,8 @@ class Session:
         pool, journal = self._streams.pool, self._streams.journal
         if account_id is None or not await owns(pool, self.principal.user_id, account_id):
             return denial_of(Denied("not_found", "no such account, or it is not yours")), None
-        if full and not any(one.account_id == account_id for one in self._private.values()):
+        mine = (self._private or {}).values()
+        if full and not any(one.account_id == account_id for one in mine):
             return denial_of(FULL), None
         resume = request.get("resume")
         place = None
@@ -367,6 +394,8 @@ class Session:
         return {"ch": number, **answer}, (stream, first)
 
     def _begin(self, stream: PrivateStream, first: list[Frame]) -> None:
+        if self._private is None:
+            self._private = {}
         before = self._private.pop(stream.number, None)
         if before is not None:
             self._end(before)
@@ -385,33 +414,26 @@ class Session:
         if not isinstance(numbers, list):
             self._tell_problem("bad_parameter", "chs must be a list of numbers", message)
             return
-        ended = []
+        ended: dict[int, Topic | None] = {}
         for number in numbers:
-            if not isinstance(number, int):
+            if not isinstance(number, int) or number in ended:
                 continue
-            subscription = self.subscriber.subscriptions.get(number)
-            private = self._private.pop(number, None)
-            if subscription is not None:
-                self._streams.hub.unsubscribe(subscription)
-            elif private is not None:
+            topic = self.subscriber.subscriptions.get(number)
+            private = self._private.pop(number, None) if self._private else None
+            if private is not None:
                 self._end(private)
-            else:
-                continue
-            ended.append(number)
-        self.subscriber.tell({"op": "unsubbed", **id_of(message), "chs": ended})
+            if topic is not None or private is not None:
+                ended[number] = topic
+        topics = [topic for topic in ended.values() if topic is not None]
+        self._streams.hub.unsubscribe(self.subscriber, topics)
+        self.subscriber.tell({"op": "unsubbed", **id_of(message), "chs": list(ended)})
 
     # The end
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _closed(self) -> None:
         """The connection ends, whoever ended it."""
-        self._stop_timer()
-        self._waiting.clear()
-        for stream in self._private.values():
+        self._waiting = None
+        for stream in (self._private or {}).values():
             self._end(stream)
-        self._private.clear()
+        self._private = None
         self._streams.dismiss(self)

@@ -73,7 +73,7 @@ async def test_a_stalled_reader_is_bounded_and_closed_and_others_do_not_notice(
     deaf = next(
         one
         for one in hub.subscribers
-        if any(sub.topic.channel == "book" for sub in one.subscriptions.values())
+        if any(topic.channel == "book" for topic in one.subscriptions.values())
     )
     trades = 0
     while not deaf.closing:
@@ -103,7 +103,7 @@ async def test_pings_of_a_peer_that_does_not_read_do_not_pile_up(
     raw = await deaf_client(stack, {"op": "auth", "token": stack.tokens["alice"]})
     await eventually(lambda: any(hub.subscribers))
     (deaf,) = hub.subscribers
-    transport = deaf.output._socket.transport
+    transport = deaf.output.transport
     flood = masked(9, b"x" * 125) * 500
     loop = asyncio.get_running_loop()
     largest = 0

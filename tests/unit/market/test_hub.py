@@ -39,7 +39,7 @@ class Desk:
         assert isinstance(wish, Wanted)
         topic = self.market.topic(wish)
         assert not isinstance(topic, Denied)
-        self.hub.subscribe(subscriber, topic, None)
+        self.hub.subscribe(subscriber, [(topic, None)])
         return topic.number
 
     async def settle(self) -> None:
@@ -265,8 +265,9 @@ async def test_a_stalled_reader_is_closed_and_so_is_one_that_does_not_read_answe
 
 async def test_a_silent_peer_is_pinged_once_and_then_closed() -> None:
     desk = Desk(heartbeat_s=15, heartbeat_timeout_s=8)
-    _, output = desk.client()
+    subscriber, output = desk.client()
     output.heard = start = desk.hub.now()
+    desk.hub.look_at(subscriber)
     for after, pings, closed in ((14, 0, False), (16, 1, False), (20, 1, False), (24, 1, True)):
         desk.hub.now = lambda after=after: start + after  # type: ignore[method-assign,misc]
         desk.hub.look_around()

@@ -1,0 +1,335 @@
+"""The servers that are compared, each a process of its own: `python -m fanout.servers KIND`.
+
+They say one line of JSON when they are ready, take orders as lines of JSON on standard input
+(`publish`, `facts`), and end when it does. All publish the same messages: trades, 190 bytes as
+JSON, their `at` the moment at which they were due, so that a server that falls behind its rate
+does not look quicker for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import random
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+import uvicorn
+import uvloop
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from writepath.place import SERVER_CORE, pin
+
+from tbot.auth import flow as auth_flow
+from tbot.auth import store as auth_store
+from tbot.auth.scopes import Role, granted
+from tbot.auth.users import create_user
+from tbot.boot import running
+from tbot.core import clock, log
+from tbot.core.ids import new_id
+from tbot.core.settings import Settings, StreamSettings
+from tbot.journal.commands import SYSTEM
+from tbot.ledger.entries import ChangeAccount, Limits, OpenAccount
+from tbot.market.channels import CHANNELS, Market, Wanted, trade_json, wanted
+from tbot.market.feed import StaleChanged, Traded
+from tbot.market.hub import Hub
+from tbot.market.topics import Topic
+from tbot.venues.base import MarketTrade
+from tbot.web.server import server_options
+from tbot.web.stream import Streams
+
+MESSAGE_BYTES: Final = 190
+FIRST: Final = 1_000_000
+"""Sequence numbers begin here, so that every message has the same size."""
+USERS: Final = 8
+LIMITS: Final = Limits(
+    max_order_notional=Decimal(1), max_open_orders=1, price_collar=Decimal("0.05")
+)
+PRICE: Final = Decimal("61685.99")
+
+
+def symbol_of(number: int) -> str:
+    """Names of one length for up to 900 markets."""
+    return f"BENCH{100 + number}-USDT"
+
+
+class Trades:
+    """Trades of one market, each message of the wanted size."""
+
+    def __init__(self, symbol: str, first: int) -> None:
+        self.symbol = symbol
+        self.number = first
+        self._quantity = Decimal(1)
+        for digits in range(1, 60):
+            self._quantity = Decimal("0." + "1" * digits)
+            if len(self.message(first + 1, self._trade(datetime.now(UTC)))) >= MESSAGE_BYTES:
+                break
+
+    def _trade(self, at: datetime) -> MarketTrade:
+        return MarketTrade(self.symbol, self.number, PRICE, self._quantity, False, at)
+
+    def next(self, at: datetime) -> MarketTrade:
+        """The trade that was due at this moment."""
+        self.number += 1
+        return self._trade(at)
+
+    def message(self, channel: int, trade: MarketTrade) -> bytes:
+        """What the stream makes of it, for servers that are not ours."""
+        seq = trade.trade_id
+        head = {"op": "delta", "ch": 1, "seq": seq, "prev": seq - 1}
+        return msgspec.json.encode({**head, "data": trade_json(trade)})
+
+
+class Bench:
+    """A market source without a venue: the benchmark tells the market what happens."""
+
+    def __init__(self, symbols: int) -> None:
+        self.trades_of = {name: Trades(name, FIRST) for name in map(symbol_of, range(symbols))}
+
+    def knows(self, symbol: str) -> bool:
+        return symbol in self.trades_of
+
+    def trades(self, _symbol: str, _limit: int) -> Sequence[Any]:
+        return ()
+
+    def stale(self, _symbol: str) -> bool:
+        return False
+
+    def book(self, _symbol: str) -> None:
+        return None
+
+    best = ticker = book
+
+
+async def paced(rate: float, seconds: float, publish: Callable[[datetime], Any]) -> int:
+    """Publish at a rate; what is late is published at once, with the time at which it was due."""
+    loop = asyncio.get_running_loop()
+    started_s, wall_s, done = loop.time(), clock.utc_now().timestamp(), 0
+    while (passed_s := loop.time() - started_s) < seconds:
+        while done < int(passed_s * rate):
+            waiting = publish(datetime.fromtimestamp(wall_s + done / rate, UTC))
+            if waiting is not None:
+                await waiting
+            done += 1
+            if waiting is not None and loop.time() - started_s > seconds + 1:
+                return done
+        await asyncio.sleep(0.001)
+    return done
+
+
+class Ours:
+    """T-Bot's stream: its hub, sessions, authentication, journal and WebSocket class."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.source = Bench(options.get("symbols", 1))
+        self.facts: dict[str, Any] = {}
+        self.done: dict[str, int] = {}
+        self._accounts: list[UUID] = []
+
+    async def open(self, stack: AsyncExitStack, dsn: str) -> dict[str, Any]:
+        """Start everything; returns what uvicorn needs."""
+        os.environ["TBOT_AUTH__ACCESS_TTL_S"] = "86400"
+        settings = Settings(data_dir=Path("/nonexistent"))
+        stream: dict[str, Any] = {
+            "clients_max": 20_000,
+            "clients_per_user_max": 20_000,
+            "clients_per_address_max": 20_000,
+            **self.options.get("stream", {}),
+        }
+        settings.stream = StreamSettings(**stream)
+        self.parts = parts = await stack.enter_async_context(running(settings, dsn, None))
+        hub = Hub(settings.stream)
+        self.market = Market(hub, self.source)
+        old = parts.streams
+        streams = Streams(
+            settings.stream, hub, self.market, old.journal, parts.auth, parts.pool, parts.bus
+        )
+        streams.start()
+        stack.push_async_callback(streams.stop)
+        parts.app.state.streams = streams
+        self.hub = hub
+        for symbol in self.source.trades_of:
+            self.market.hear(symbol, StaleChanged(False))
+            wish = wanted(CHANNELS["trades"], {"channel": "trades", "symbol": symbol})
+            assert isinstance(wish, Wanted)
+            topic = self.market.topic(wish)
+            assert isinstance(topic, Topic)
+            topic.seq = topic.lost_through = FIRST
+        await self._populate()
+        return server_options(parts.app, settings)
+
+    async def _populate(self) -> None:
+        """Users, a session and a token for each client, and accounts for private streams."""
+        auth, clients = self.parts.auth, self.options.get("clients", 1000)
+        users = []
+        for number in range(min(USERS, clients)):
+            name = f"bench{new_id().hex[-12:]}.{number}"
+            user = await create_user(
+                self.parts.pool, auth.passwords, name, "a password for benchmarks", Role.TRADER
+            )
+            users.append(user.id)
+        scopes = granted(Role.TRADER, "")
+        tokens = []
+        async with auth_store.transaction(auth.pool) as connection:
+            for number in range(clients):
+                session_id, user_id = new_id(), users[number % len(users)]
+                expires_at = await auth_store.insert_session(
+                    connection, session_id, user_id, "", 86_400
+                )
+                grant = auth_flow._grant(
+                    auth, user_id, session_id, scopes, "", expires_at.timestamp()
+                )
+                tokens.append(grant.access_token)
+        accounts = []
+        for number in range(self.options.get("accounts", 0)):
+            account_id = new_id()
+            owner_id = users[number % len(users)]
+            await self.parts.committer.commit(
+                OpenAccount(new_id(), SYSTEM, account_id, owner_id, "bench", "paper", LIMITS)
+            )
+            accounts.append(account_id)
+        self._accounts = accounts
+        self.facts = {"tokens": tokens, "accounts": [str(each) for each in accounts]}
+
+    async def publish(self, rate: float, seconds: float) -> int:
+        """Publish `rate` messages a second over all markets, in turn."""
+        trades = list(self.source.trades_of.values())
+        turn = 0
+
+        def one(at: datetime) -> None:
+            nonlocal turn
+            each = trades[turn % len(trades)]
+            turn += 1
+            self.market.hear(each.symbol, Traded(each.next(at)))
+
+        return await paced(rate, seconds, one)
+
+    async def private(self, rate: float, seconds: float) -> int:
+        """Change accounts: each change is an entry of a journal, and a private event."""
+        pending: set[asyncio.Task[Any]] = set()
+        count = 0
+
+        def one(_at: datetime) -> None:
+            nonlocal count
+            count += 1
+            account_id = random.choice(self._accounts)
+            command = ChangeAccount(new_id(), SYSTEM, account_id, name=f"bench {count}")
+            task = asyncio.ensure_future(self.parts.committer.commit(command))
+            pending.add(task)
+            task.add_done_callback(pending.discard)
+
+        done = await paced(rate, seconds, one)
+        if pending:
+            await asyncio.wait(pending)
+        return done
+
+
+class Naive:
+    """What one writes first: FastAPI, and an await for each client and message."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.facts: dict[str, Any] = {}
+        self._clients: set[WebSocket] = set()
+        self._trades = Trades(symbol_of(0), FIRST)
+
+    async def open(self, _stack: AsyncExitStack, _dsn: str) -> dict[str, Any]:
+        app = FastAPI()
+
+        @app.websocket("/v1/stream")
+        async def stream(websocket: WebSocket) -> None:
+            await websocket.accept()
+            self._clients.add(websocket)
+            await websocket.send_text('{"op":"subbed"}')
+            try:
+                while True:
+                    await websocket.receive_text()
+            except WebSocketDisconnect:
+                self._clients.discard(websocket)
+
+        return {
+            "app": app,
+            "http": "httptools",
+            "ws_per_message_deflate": False,
+            "access_log": False,
+            "log_config": None,
+            "lifespan": "off",
+        }
+
+    async def publish(self, rate: float, seconds: float) -> int:
+        async def one(at: datetime) -> None:
+            text = self._trades.message(1, self._trades.next(at)).decode()
+            for client in list(self._clients):
+                await client.send_text(text)
+
+        return await paced(rate, seconds, one)
+
+
+KINDS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {"ours": Ours, "naive": Naive}
+
+
+async def orders(server: Any, running: dict[str, asyncio.Task[int]]) -> None:
+    """Take orders until standard input ends."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        order = json.loads(line)
+        match order.pop("do"):
+            case "facts":
+                gc.collect()
+                say(
+                    published={
+                        name: task.result() for name, task in running.items() if task.done()
+                    },
+                    tasks=len(asyncio.all_tasks()),
+                    files=sum(1 for _ in Path("/proc/self/fd").iterdir()),
+                    hub=hub_facts(getattr(server, "hub", None)),
+                )
+            case name:
+                running[name] = asyncio.ensure_future(getattr(server, name)(**order))
+
+
+def hub_facts(hub: Hub | None) -> dict[str, int]:
+    """What the hub holds for its clients."""
+    if hub is None:
+        return {}
+    waiting = [subscriber.waiting_bytes for subscriber in hub.subscribers]
+    return {"clients": len(waiting), "waiting_bytes_max": max(waiting, default=0)}
+
+
+def say(**facts: Any) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+async def main(kind: str, dsn: str, options: dict[str, Any]) -> None:
+    server = KINDS[kind](options)
+    async with AsyncExitStack() as stack:
+        config = await server.open(stack, dsn)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        running = uvicorn.Server(uvicorn.Config(**config))
+        serving = asyncio.create_task(running.serve(sockets=[listener]))
+        publishing: dict[str, asyncio.Task[int]] = {}
+        say(port=listener.getsockname()[1], **server.facts)
+        taking = asyncio.create_task(orders(server, publishing))
+        await asyncio.wait({taking, serving}, return_when=asyncio.FIRST_COMPLETED)
+        for task in publishing.values():
+            task.cancel()
+        running.force_exit = running.should_exit = True
+        await serving
+
+
+if __name__ == "__main__":
+    pin(SERVER_CORE)
+    log.configure("warning", "json")  # as `tbot up` runs it
+    uvloop.run(main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3])))
