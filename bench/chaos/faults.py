@@ -23,6 +23,10 @@ from .world import World
 BEHIND_PROXY = 1
 """The API process whose database connections go through the proxy."""
 COMMIT_TIMEOUT_S = 5.0
+FOR_GOOD = 0.3
+"""How often a connection that fell silent never speaks again."""
+SILENT_FOR_S = 20.0
+"""When the network itself gives such a connection up; by then its client must long have."""
 
 
 class Missed(Exception):
@@ -70,6 +74,11 @@ def _kill(pid: int | None, number: signal.Signals = signal.SIGKILL) -> None:
 
 async def _kill_api(world: World, rng: random.Random) -> None:
     _kill(rng.choice(world.programs).pid)
+
+
+async def _restart_api(world: World, rng: random.Random) -> None:
+    """An orderly stop and a new start, as when a new version is rolled out."""
+    _kill(rng.choice(world.programs).pid, signal.SIGTERM)
 
 
 async def _kill_exchange(world: World, _rng: random.Random) -> None:
@@ -153,11 +162,13 @@ async def _delay(world: World, rng: random.Random) -> None:
 
 def _silence(up: bool, down: bool) -> Callable[[World, random.Random], Awaitable[None]]:
     async def inflict(world: World, rng: random.Random) -> None:
-        resume = world.proxy.silence(up, down)
+        span_s, for_good = _span_s(rng), rng.random() < FOR_GOOD
+        resume = world.proxy.silence(up, down, for_good_s=SILENT_FOR_S if for_good else None)
         try:
-            await asyncio.sleep(_span_s(rng))
+            await asyncio.sleep(span_s)
         finally:
-            resume()
+            if not for_good:
+                resume()
 
     return inflict
 
@@ -230,6 +241,7 @@ async def _lock_stream(world: World, rng: random.Random) -> None:
 
 _ALL = [
     Fault("kill_api", _kill_api),
+    Fault("restart_api", _restart_api),
     Fault("kill_exchange", _kill_exchange, trading=True),
     Fault("kill_postgres", _kill_postgres),
     Fault("kill_backend", _kill_backend),

@@ -33,6 +33,7 @@ class _Link:
 
     Attributes:
         up, down: While cleared, nothing is forwarded in that direction.
+        lost: It never speaks again.
         spoke_s: When something was last forwarded: what comes in one burst is delayed once.
         doomed: What happens to it once Postgres has answered its COMMIT.
     """
@@ -43,6 +44,7 @@ class _Link:
     up: asyncio.Event = field(default_factory=asyncio.Event)
     down: asyncio.Event = field(default_factory=asyncio.Event)
     spoke_s: float = 0.0
+    lost: bool = False
     doomed: AtCommit | None = None
 
     def cut(self) -> None:
@@ -99,9 +101,17 @@ class Proxy:
             link.cut()
         return len(links)
 
-    def silence(self, up: bool, down: bool) -> Callable[[], None]:
-        """Stop forwarding on all present connections, without closing any; call to go on."""
+    def silence(self, up: bool, down: bool, for_good_s: float | None = None) -> Callable[[], None]:
+        """Stop forwarding on all present connections, without closing any; call to go on.
+
+        Args:
+            for_good_s: They stay silent, and are reset after this time.
+        """
         links = list(self._links)
+        if for_good_s is not None:
+            for link in links:
+                link.lost = True
+                asyncio.get_running_loop().call_later(for_good_s, link.cut)
         for link in links:
             if up:
                 link.up.clear()
@@ -224,8 +234,9 @@ class Proxy:
     def resume(self) -> None:
         """Let every silent connection speak again."""
         for link in self._links:
-            link.up.set()
-            link.down.set()
+            if not link.lost:
+                link.up.set()
+                link.down.set()
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:

@@ -75,6 +75,12 @@ class Trouble:
         for kind in schedule(plan.kinds, plan.seed):
             if plan.kills is None and time.monotonic() > until_s:
                 return
+            if plan.kills is not None and self._done >= plan.kills:
+                # Whatever kind found nothing to break in its turn gets another one.
+                if not (owing := self._owing(plan.kills)):
+                    return
+                if kind not in owing:
+                    continue
             for _ in range(MISSES_MAX):
                 if await self._one(FAULTS[kind]):
                     break
@@ -84,8 +90,11 @@ class Trouble:
                 due = began_at + plan.commands_between * self._done
                 while self._floor.pulse.acknowledged < due:
                     await asyncio.sleep(0.05)
-                if self._done >= plan.kills:
-                    return
+
+    def _owing(self, kills: int) -> set[str]:
+        """The kinds that did not come as often as all of them should have."""
+        least = kills // len(self._plan.kinds)
+        return {k for k in self._plan.kinds if len(self.recoveries.get(k, ())) < least}
 
     async def _one(self, fault: Fault) -> bool:
         pulse, begun_s = self._floor.pulse, time.monotonic()
