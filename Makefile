@@ -9,9 +9,10 @@ T =
 ARGS =
 WORKERS = 2
 KILLS = 20
+SEEDS = 10000
 SEED = 1
 
-.PHONY: help run test check format bench chaos nightly samples migration schema docs lock clean install dev
+.PHONY: help run test check format bench chaos simulate nightly samples migration schema docs lock clean install dev
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -49,6 +50,9 @@ bench-%: dev
 
 chaos: dev ## kill -9 of every part while orders flow: make chaos KILLS=20 SEED=1
 	@$(PYTHON) bench/chaos_kills.py --kills $(KILLS) --seed $(SEED) $(ARGS)
+
+simulate: dev ## seeds of the simulated write path: make simulate SEEDS=10000 SEED=1
+	@$(PYTHON) bench/chaos_simulate.py --seeds $(SEEDS) --seed $(SEED) $(ARGS)
 
 nightly: dev ## the long versions of everything
 	@$(PYTHON) -m pytest $(ARGS)

@@ -156,9 +156,7 @@ def describe(move: Move) -> str:
 
 def settled(made: Attempt) -> bool:
     """Whether the client knows what became of its request."""
-    return made.outcome is not None and not isinstance(
-        made.outcome, OutcomeUnknown | Unavailable
-    )
+    return made.outcome is not None and not isinstance(made.outcome, OutcomeUnknown | Unavailable)
 
 
 class Client:
@@ -171,12 +169,18 @@ class Client:
         self.doubtful: list[Request] = []
 
     async def run(self) -> None:
-        world, rng = self.world, self.world.rng
+        rng = self.world.rng
+        if rng.random() < self.world.bursts:
+            await asyncio.gather(*(self._one(request) for request in self.requests))
+            return
         for request in self.requests:
             if rng.random() < 0.5:
-                await asyncio.sleep(rng.expovariate(1 / world.pause_s))
-            if not await self._pursue(request, TRIES_MAX):
-                self.doubtful.append(request)
+                await asyncio.sleep(rng.expovariate(1 / self.world.pause_s))
+            await self._one(request)
+
+    async def _one(self, request: Request) -> None:
+        if not await self._pursue(request, TRIES_MAX):
+            self.doubtful.append(request)
 
     async def insist(self) -> None:
         """When all is calm again: learn what became of everything that has a key."""

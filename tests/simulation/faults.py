@@ -84,7 +84,7 @@ class Faults:
         chosen = FATES
         if rng.random() < 0.5:
             chosen = tuple(rng.sample(FATES, rng.randint(1, 4)))
-        rate = rng.choice((0.0, 0.01, 0.03, 0.1, 0.3))
+        rate = rng.choice((0.0, 0.02, 0.05, 0.1, 0.3))
         return cls(rng, rate, rng.randint(1, most), chosen)
 
     def fate(self, *, commit: bool) -> Fate:

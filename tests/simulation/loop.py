@@ -13,7 +13,7 @@ import random
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 
 class Stuck(Exception):
@@ -44,7 +44,7 @@ class Handle:
         return self.when_s
 
 
-class VirtualLoop(asyncio.AbstractEventLoop):
+class VirtualLoop:
     """As much of an event loop as tasks, futures and timers need.
 
     Attributes:
@@ -77,19 +77,17 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(  # type: ignore[override]
-        self, callback: Callable[..., object], *args: Any, context: Any = None
-    ) -> Handle:
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> Handle:
         handle = Handle(callback, args, context, self.now_s)
         self._ready.append(handle)
         return handle
 
-    def call_later(  # type: ignore[override]
+    def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Handle:
         return self.call_at(self.now_s + delay, callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]
+    def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Handle:
         handle = Handle(callback, args, context, when)
@@ -100,9 +98,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
 
-    def create_task(  # type: ignore[override]
-        self, coroutine: Coroutine[Any, Any, Any], **options: Any
-    ) -> asyncio.Task[Any]:
+    def create_task(self, coroutine: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
         return asyncio.Task(coroutine, loop=self, **options)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -126,7 +122,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         Raises:
             Stuck: It cannot end any more, or not within the bounds.
         """
-        events._set_running_loop(self)
+        events._set_running_loop(cast("Any", self))
         try:
             main = self.create_task(coroutine)
             until_step = self.steps + steps_max
@@ -142,7 +138,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def abandon(self) -> None:
         """End every task that is left, without running it any further than its clean-up."""
-        events._set_running_loop(self)
+        events._set_running_loop(cast("Any", self))
         try:
             for task in asyncio.all_tasks(self):
                 task.cancel()

@@ -201,9 +201,9 @@ def _check_refused(world: World, model: Model, attempt: Attempt) -> None:
         world.fault(f"{where} was refused for a state that never was: {facts}")
     if seq < attempt.seen[first]:
         world.fault(f"{where} was refused for a past state: {seq} < {attempt.seen[first]}")
-    if refused.reason is Reason.INSUFFICIENT_FUNDS:
-        if balance >= move.amount * max(1, len(move.accounts) - 1):
-            world.fault(f"{where} was refused although there was enough")
+    needed = move.amount * max(1, len(move.accounts) - 1)
+    if refused.reason is Reason.INSUFFICIENT_FUNDS and balance >= needed:
+        world.fault(f"{where} was refused although there was enough")
     if refused.reason is Reason.ACCOUNT_EXISTS and not seq:
         world.fault(f"{where} was refused although there was no account")
 
@@ -266,11 +266,6 @@ def _check_server(world: World) -> None:
     counters = [w for w in server.locks.waited if w[0][0] == "counters"]
     if counters:
         world.fault(f"committers waited for each other's counters: {counters[0]}")
-    lanes: dict[Any, set[str]] = defaultdict(set)
-    for who, places in server.order:
-        for table, key in places:
-            if table == "counters":
-                lanes[key[2]].add(who)
 
 
 def check_heard(world: World, process: Process) -> None:
@@ -279,8 +274,8 @@ def check_heard(world: World, process: Process) -> None:
     last: dict[UUID, int] = {}
     for entry in process.heard:
         versions = journal.rows.get((entry.account_id, entry.seq))
-        row = None if versions is None else dict(zip(journal.columns, versions[-1][1] or ()))
-        if row is None or row["hash"] != entry.hash:
+        row = None if versions is None else versions[-1][1]
+        if row is None or row[journal.columns.index("hash")] != entry.hash:
             world.fault(f"{process.name} announced an entry that is not in the journal")
         if entry.seq <= last.get(entry.account_id, 0):
             world.fault(f"{process.name} announced {entry.seq} after {last[entry.account_id]}")

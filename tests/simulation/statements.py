@@ -2,90 +2,38 @@
 
 Entry point: `plan`. It knows bulk `INSERT`/`UPDATE`/`DELETE` over `unnest`, `SELECT` by key with
 simple joins and row locks, `WITH` of all these, and transaction control. Each text is read once. A
-statement outside of that raises `UnknownStatement`, which names it: teach it here, or add a plan
-for the whole text with `teach`.
+statement outside of that raises `UnknownStatement`, which names it: teach it here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .tables import Row, Table, Transaction
-
-type Scope = dict[str, Any]
-type Expression = Callable[[Scope, Sequence[Any]], Any]
-
-
-class UnknownStatement(Exception):
-    """The fake database was never taught this; `tests/simulation/statements.py` is the place."""
+from .expressions import (
+    Expression,
+    Rows,
+    Running,
+    Scope,
+    Source,
+    UnknownStatement,
+    condition,
+    expression,
+    joined,
+    match,
+    names,
+    scope_of,
+    source_of,
+    sources_of,
+    split,
+)
+from .tables import Row, Table
 
 
 class UniqueViolation(Exception):
     """A key is taken."""
-
-
-class Record:
-    """A result row, as asyncpg's: by name, by position, or unpacked."""
-
-    __slots__ = ("_index", "_values")
-
-    def __init__(self, index: Mapping[str, int], values: Sequence[Any]) -> None:
-        self._index = index
-        self._values = values
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._values[self._index[key] if isinstance(key, str) else key]
-
-    def __iter__(self) -> Any:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._values[self._index[key]] if key in self._index else default
-
-    def keys(self) -> list[str]:
-        return list(self._index)
-
-    def values(self) -> Sequence[Any]:
-        return self._values
-
-    def items(self) -> list[tuple[str, Any]]:
-        return [(name, self._values[place]) for name, place in self._index.items()]
-
-
-@dataclass(slots=True)
-class Rows:
-    """What a statement answers."""
-
-    columns: Sequence[str] = ()
-    rows: list[Row] = field(default_factory=list)
-    tag: str = ""
-
-    def records(self) -> list[Record]:
-        index = {name: place for place, name in enumerate(self.columns)}
-        return [Record(index, row) for row in self.rows]
-
-
-class Session(Protocol):
-    """What functions need of the backend that runs them."""
-
-    def try_advisory(self, key: tuple[int, ...]) -> bool:
-        """Take a lock that lasts as long as the session, unless another session has it."""
-
-
-@dataclass(slots=True)
-class Running:
-    """One statement under way."""
-
-    session: Session
-    transaction: Transaction
-    args: Sequence[Any]
-    named: dict[str, Rows] = field(default_factory=dict)
 
 
 class Plan(Protocol):
@@ -111,36 +59,12 @@ def plan(sql: str) -> tuple[Plan, ...]:
     """The statements of a text, in order."""
     plans = _plans.get(sql)
     if plans is None:
-        plans = _plans[sql] = tuple(_statement(text) for text in _split(_flat(sql), ";") if text)
+        plans = _plans[sql] = tuple(_statement(text) for text in split(_flat(sql), ";") if text)
     return plans
-
-
-def teach(sql: str, answer: Plan) -> None:
-    """Answer this very text with a plan of one's own."""
-    _plans[sql] = (answer,)
 
 
 def _flat(sql: str) -> str:
     return " ".join(re.sub(r"--[^\n]*", "", sql).split()).strip()
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Parts between separators that are not within parentheses or quotes."""
-    parts, depth, start, quoted, place = [], 0, 0, False, 0
-    while place < len(text):
-        letter = text[place]
-        if letter == "'":
-            quoted = not quoted
-        elif not quoted and letter in "()[]":
-            depth += 1 if letter in "([" else -1
-        elif not quoted and not depth and text.startswith(separator, place):
-            parts.append(text[start:place].strip())
-            place += len(separator)
-            start = place
-            continue
-        place += 1
-    parts.append(text[start:].strip())
-    return parts
 
 
 def _statement(text: str) -> Plan:
@@ -163,170 +87,6 @@ def _statement(text: str) -> Plan:
     return readers[word](text)
 
 
-def _match(pattern: re.Pattern[str], text: str) -> re.Match[str]:
-    found = pattern.fullmatch(text)
-    if found is None:
-        raise UnknownStatement(text)
-    return found
-
-
-# Expressions.
-
-_CAST = re.compile(r"::\w+(\(\d+\))?(\[\])?$")
-
-
-def _expression(text: str) -> Expression:
-    text = _CAST.sub("", text.strip())
-    sums = _split(text, " + ")
-    if len(sums) > 1:
-        terms = [_expression(term) for term in sums]
-        return lambda scope, args: _total([term(scope, args) for term in terms])
-    if re.fullmatch(r"\$\d+", text):
-        place = int(text[1:]) - 1
-        return lambda scope, args: args[place]
-    if text.upper() == "NULL":
-        return lambda scope, args: None
-    if re.fullmatch(r"-?\d+", text):
-        number = int(text)
-        return lambda scope, args: number
-    if re.fullmatch(r"'[^']*'", text):
-        quoted = text[1:-1]
-        return lambda scope, args: quoted
-    if text in ("true", "false"):
-        truth = text == "true"
-        return lambda scope, args: truth
-    if re.fullmatch(r"\w+(\.\w+)?", text):
-        return lambda scope, args: scope[text]
-    raise UnknownStatement(f"expression {text!r}")
-
-
-def _total(terms: Sequence[Any]) -> Any:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
-
-
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "=": lambda a, b: a == b,
-    "<>": lambda a, b: a != b,
-    "<": lambda a, b: a < b,
-    ">": lambda a, b: a > b,
-    "<=": lambda a, b: a <= b,
-    ">=": lambda a, b: a >= b,
-}
-
-
-def _condition(text: str) -> Expression:
-    """A conjunction of simple comparisons."""
-    tests = [_comparison(part) for part in _split(text, " AND ")]
-    if len(tests) == 1:
-        return tests[0]
-    return lambda scope, args: all(test(scope, args) for test in tests)
-
-
-def _comparison(text: str) -> Expression:
-    found = re.fullmatch(r"(\S+) = ANY ?\((.+)\)", text)
-    if found:
-        left, many = _expression(found[1]), _expression(found[2])
-        return lambda scope, args: left(scope, args) in many(scope, args)
-    found = re.fullmatch(r"(\S+) (NOT )?IN \((.+)\)", text)
-    if found:
-        left, wanted = _expression(found[1]), not found[2]
-        options = [_expression(part) for part in _split(found[3], ",")]
-        return lambda scope, args: (
-            (left(scope, args) in [option(scope, args) for option in options]) is wanted
-        )
-    found = re.fullmatch(r"(\S+) IS (NOT )?NULL", text)
-    if found:
-        left, wanted = _expression(found[1]), not found[2]
-        return lambda scope, args: (left(scope, args) is None) is wanted
-    found = re.fullmatch(r"(\S+) (=|<>|<=|>=|<|>) (.+)", text)
-    if found:
-        left, compare, right = _expression(found[1]), _COMPARE[found[2]], _expression(found[3])
-        return lambda scope, args: compare(left(scope, args), right(scope, args))
-    raise UnknownStatement(f"condition {text!r}")
-
-
-# Sources of rows.
-
-
-@dataclass(slots=True)
-class _Source:
-    """A table, a named part of a WITH, or an unnest of parameters; with how it is joined."""
-
-    alias: str
-    table: str = ""
-    columns: tuple[str, ...] = ()
-    parameters: tuple[Expression, ...] = ()
-    using: tuple[str, ...] = ()
-    on: Expression | None = None
-
-    def relation(self, running: Running) -> tuple[Sequence[str], list[Row]]:
-        if self.parameters:
-            lists = [parameter({}, running.args) for parameter in self.parameters]
-            rows = list(zip(*lists, strict=True))
-            return self.columns or [self.alias] * len(lists), rows
-        if self.table in running.named:
-            named = running.named[self.table]
-            return named.columns, named.rows
-        table = running.transaction.table(self.table)
-        return table.columns, running.transaction.scan(table)
-
-
-_UNNEST = re.compile(r"unnest\(((?:[^()]|\([^()]*\))*)\)(?: (?:AS )?(\w+)(?: ?\(([^()]*)\))?)?")
-_NAMED = re.compile(r"(\w+)(?: (?:AS )?(\w+))?")
-_JOIN = re.compile(r"(.+?)(?: USING \(([^()]*)\)| ON (.+))")
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip().split(" ")[0] for part in (text or "").split(",") if part.strip())
-
-
-def _source(text: str) -> _Source:
-    found = _UNNEST.fullmatch(text)
-    if found:
-        parameters = tuple(_expression(part) for part in _split(found[1], ","))
-        return _Source(found[2] or "unnest", "", _names(found[3]), parameters)
-    found = _match(_NAMED, text)
-    return _Source(found[2] or found[1], found[1])
-
-
-def _sources(text: str) -> list[_Source]:
-    first, *joined = re.split(r" JOIN ", text)
-    sources = [_source(part) for part in _split(first, ",")]
-    for part in joined:
-        found = _match(_JOIN, part)
-        source = _source(found[1])
-        source.using = _names(found[2])
-        source.on = _condition(found[3]) if found[3] else None
-        sources.append(source)
-    return sources
-
-
-def _scope(alias: str, columns: Sequence[str], row: Row) -> Scope:
-    scope = dict(zip(columns, row, strict=True))
-    scope.update({f"{alias}.{name}": value for name, value in zip(columns, row, strict=True)})
-    return scope
-
-
-def _joined(sources: Sequence[_Source], running: Running) -> list[Scope]:
-    scopes: list[Scope] = [{}]
-    for source in sources:
-        columns, rows = source.relation(running)
-        more = [_scope(source.alias, columns, row) for row in rows]
-        if len(sources) == 1:
-            return more
-        scopes = [
-            {**scope, **other}
-            for scope in scopes
-            for other in more
-            if all(scope[name] == other[name] for name in source.using)
-            and (source.on is None or source.on({**scope, **other}, running.args))
-        ]
-    return scopes
-
-
 # SELECT.
 
 _SELECT = re.compile(
@@ -342,7 +102,7 @@ class Select:
     """Rows of tables, perhaps locked."""
 
     items: list[tuple[str, Expression | None]]
-    sources: list[_Source]
+    sources: list[Source]
     where: Expression | None
     order: tuple[str, ...]
     lock: str | None
@@ -354,7 +114,7 @@ class Select:
         if self.fast is not None and self.sources[0].table not in running.named:
             scopes = self._by_key(running)
         else:
-            scopes = _joined(self.sources, running)
+            scopes = joined(self.sources, running)
             if self.where is not None:
                 scopes = [scope for scope in scopes if self.where(scope, running.args)]
         if self.order:
@@ -386,7 +146,7 @@ class Select:
     def _row(self, alias: str, table: Table, row: Row) -> Scope:
         if self.plain:
             return dict(zip(table.columns, row, strict=True))
-        return _scope(alias, table.columns, row)
+        return scope_of(alias, table.columns, row)
 
     async def _lock(self, running: Running, scopes: list[Scope]) -> list[Scope]:
         """Lock row after row. A row that was waited for is read again; its companions are not."""
@@ -433,31 +193,31 @@ class Call:
 
 
 def _selects(text: str) -> Plan:
-    parts = _split(text, " UNION ALL ")
+    parts = split(text, " UNION ALL ")
     if len(parts) > 1:
         return Union(tuple(_selects(part) for part in parts))
-    found = _match(_SELECT, text)
+    found = match(_SELECT, text)
     call = _CALL.fullmatch(found["items"])
     if call and not found["source"]:
-        return Call(call[1], tuple(_expression(part) for part in _split(call[2], ",") if part))
+        return Call(call[1], tuple(expression(part) for part in split(call[2], ",") if part))
     items: list[tuple[str, Expression | None]] = []
-    for item in _split(found["items"], ","):
+    for item in split(found["items"], ","):
         if item == "*":
             items.append(("*", None))
             continue
         value, _, name = item.partition(" AS ")
-        items.append((name or value.rpartition(".")[2], _expression(value)))
-    sources = _sources(found["source"]) if found["source"] else []
+        items.append((name or value.rpartition(".")[2], expression(value)))
+    sources = sources_of(found["source"]) if found["source"] else []
     where = found["where"]
     fast = None
     if where and len(sources) == 1 and sources[0].table:
         single = re.fullmatch(r"(?:\w+\.)?(\w+) = ANY ?\((\$\d+)(?:::\w+\[\])?\)", where)
-        fast = (single[1], _expression(single[2])) if single else None
+        fast = (single[1], expression(single[2])) if single else None
     return Select(
         items,
         sources,
-        _condition(where) if where else None,
-        _names(found["order"]),
+        condition(where) if where else None,
+        names(found["order"]),
         found["lock"],
         found["of"],
         fast,
@@ -477,12 +237,14 @@ _UPDATE = re.compile(
     r"UPDATE (?P<table>\w+)(?: (?:AS )?(?P<alias>(?!SET\b)\w+))? SET (?P<sets>.+?)"
     r"(?: FROM (?P<source>.+?))?(?: WHERE (?P<where>.+))?"
 )
-_DELETE = re.compile(r"DELETE FROM (?P<table>\w+)(?: (?P<alias>(?!WHERE\b)\w+))? WHERE (?P<where>.+)")
+_DELETE = re.compile(
+    r"DELETE FROM (?P<table>\w+)(?: (?P<alias>(?!WHERE\b)\w+))? WHERE (?P<where>.+)"
+)
 
 
 def _sets(text: str) -> list[tuple[str, Expression]]:
-    pairs = [part.partition("=") for part in _split(text, ",")]
-    return [(name.strip(), _expression(value)) for name, _, value in pairs]
+    pairs = [part.partition("=") for part in split(text, ",")]
+    return [(name.strip(), expression(value)) for name, _, value in pairs]
 
 
 def _changed(table: Table, row: Row, sets: Sequence[tuple[str, Any]]) -> Row:
@@ -532,8 +294,8 @@ class Insert:
             return 0
         if self.on_conflict != "UPDATE":
             raise UniqueViolation(f"{table.name}{key}")
-        scope = _scope(self.alias, table.columns, there)
-        scope.update(_scope("excluded", table.columns, row))
+        scope = scope_of(self.alias, table.columns, there)
+        scope.update(scope_of("excluded", table.columns, row))
         scope.update(zip(table.columns, there, strict=True))
         sets = [(name, value(scope, running.args)) for name, value in self.sets]
         transaction.write(table, key, _changed(table, there, sets))
@@ -546,17 +308,17 @@ class Update:
 
     table: str
     alias: str
-    sources: list[_Source]
+    sources: list[Source]
     where: Expression | None
     sets: list[tuple[str, Expression]] | None
 
     async def run(self, running: Running) -> Rows:
         transaction = running.transaction
         table = transaction.table(self.table)
-        others = _joined(self.sources, running)
+        others = joined(self.sources, running)
         count = 0
         for row in sorted(transaction.scan(table)):
-            mine = _scope(self.alias, table.columns, row)
+            mine = scope_of(self.alias, table.columns, row)
             other = next((o for o in others if self._fits({**o, **mine}, running)), None)
             if other is None:
                 continue
@@ -564,7 +326,7 @@ class Update:
             newest = await transaction.lock(table, key)
             if newest is None:
                 continue
-            mine = _scope(self.alias, table.columns, newest)
+            mine = scope_of(self.alias, table.columns, newest)
             if not self._fits({**other, **mine}, running):
                 continue
             count += 1
@@ -580,19 +342,19 @@ class Update:
 
 
 def _insert(text: str) -> Plan:
-    found = _match(_INSERT, text)
+    found = match(_INSERT, text)
     kind = "NOTHING" if found["nothing"] else "UPDATE" if found["sets"] else ""
     sets = _sets(found["sets"]) if found["sets"] else []
     alias = found["alias"] or found["table"]
     query = found["query"]
     unnest = re.fullmatch(r"SELECT \* FROM (unnest\(.+)", query)
-    source = _Unnested(_source(unnest[1])) if unnest else _selects(query)
-    return Insert(found["table"], alias, _names(found["columns"]), source, kind, sets)
+    source = _Unnested(source_of(unnest[1])) if unnest else _selects(query)
+    return Insert(found["table"], alias, names(found["columns"]), source, kind, sets)
 
 
 @dataclass(frozen=True, slots=True)
 class _Unnested:
-    source: _Source
+    source: Source
 
     async def run(self, running: Running) -> Rows:
         columns, rows = self.source.relation(running)
@@ -600,17 +362,17 @@ class _Unnested:
 
 
 def _update(text: str) -> Plan:
-    found = _match(_UPDATE, text)
-    sources = _sources(found["source"]) if found["source"] else []
-    where = _condition(found["where"]) if found["where"] else None
+    found = match(_UPDATE, text)
+    sources = sources_of(found["source"]) if found["source"] else []
+    where = condition(found["where"]) if found["where"] else None
     alias = found["alias"] or found["table"]
     return Update(found["table"], alias, sources, where, _sets(found["sets"]))
 
 
 def _delete(text: str) -> Plan:
-    found = _match(_DELETE, text)
+    found = match(_DELETE, text)
     alias = found["alias"] or found["table"]
-    return Update(found["table"], alias, [], _condition(found["where"]), None)
+    return Update(found["table"], alias, [], condition(found["where"]), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -633,7 +395,7 @@ def _with(text: str) -> Plan:
         found = re.match(r"(\w+) AS (?:(?:NOT )?MATERIALIZED )?\(", rest)
         if found is None:
             raise UnknownStatement(text)
-        body = _split(rest[found.end() - 1 :], " ")[0].rstrip(",")
+        body = split(rest[found.end() - 1 :], " ")[0].rstrip(",")
         parts.append((found[1], _statement(body[1:-1].strip())))
         rest = rest[found.end() - 1 + len(body) :].lstrip()
         if not rest.startswith(","):

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 from tbot.db import migrate
 
+from .loop import VirtualLoop
+
 type Key = tuple[Any, ...]
 type Row = tuple[Any, ...]
 type Place = tuple[str, Key]
@@ -59,7 +61,7 @@ class Table:
         return [dict(zip(self.columns, row, strict=True)) for row in self.latest()]
 
 
-_TABLE = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+) \((.*?)\n\)", re.S)
+_TABLE = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+) \((.*?)\n\)", re.DOTALL)
 _INDEX = re.compile(r"CREATE UNIQUE INDEX \w+ ON (\w+) \(([\w, ]+)\)\s*;")
 _ADDED = re.compile(r"ALTER TABLE (\w+)([^;]*ADD COLUMN[^;]*);")
 
@@ -134,7 +136,7 @@ class Locks:
         deadlocks: Cycles that were found.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, rng: random.Random) -> None:
+    def __init__(self, loop: VirtualLoop, rng: random.Random) -> None:
         self._loop = loop
         self._rng = rng
         self._held: dict[Place, _Lock] = {}

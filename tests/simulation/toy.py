@@ -204,9 +204,7 @@ class ToyProjection:
 
 def tables() -> list[Table]:
     """The toy's tables."""
-    accounts = new_table(
-        "toy_accounts", ("account_id", "amount", "seq", "poison"), ("account_id",)
-    )
+    accounts = new_table("toy_accounts", ("account_id", "amount", "seq", "poison"), ("account_id",))
     accounts.check = _no_poison
     return [accounts, new_table("toy_keys", ("account_id", "key", "result"), ("account_id", "key"))]
 

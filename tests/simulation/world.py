@@ -100,6 +100,9 @@ class World:
         self.pause_s = rng.choice((0.0001, 0.002, 0.05, 0.3))
         self.repeats = rng.choice((0.0, 0.2))
         self.twins = rng.choice((0.0, 0.1, 0.5))
+        self.bursts = rng.choice((0.0, 0.3, 1.0))
+        self.rare = rng.choice((0.0, 0.1))
+        self.slow = rng.choice((0.0, 0.0, 0.2))
         self.patiences = rng.choice((("",), ("", "time"), ("", "step"), ("", "step", "time")))
         self.wall_skew_s = 0.0
         self._stopping: list[asyncio.Task[None]] = []
@@ -330,7 +333,7 @@ class World:
         rare = ("poison", "raise", "unknown")
         requests = []
         for number in range(count):
-            kind = rng.choice(rare) if rng.random() < 0.05 else rng.choice(kinds)
+            kind = rng.choice(rare) if rng.random() < self.rare else rng.choice(kinds)
             if number == 0 and rng.random() < 0.3:
                 kind = "open"
             accounts = rng.sample(self.accounts, len(self.accounts))
@@ -353,7 +356,7 @@ class World:
                     once,
                     rng.choice((Priority.NEW, Priority.NEW, Priority.CANCEL, Priority.REPORT)),
                     rng.random() < 0.2,
-                    rng.random() < 0.05,
+                    rng.random() < self.slow,
                 )
             )
         return requests
@@ -408,9 +411,12 @@ def simulate(
     return World(seed, program or Program(), trace).run()
 
 
-def hush() -> None:
+@contextmanager
+def hushed() -> Iterator[None]:
     """Let the program's own log be still: a simulation fails on purpose all the time."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
-        cache_logger_on_first_use=True,
-    )
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
