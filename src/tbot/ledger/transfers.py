@@ -20,7 +20,6 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
@@ -28,7 +27,7 @@ from uuid import UUID
 
 import msgspec
 
-from tbot.core import clock, money
+from tbot.core import money
 from tbot.core.refusals import Reason, Refused
 from tbot.journal.chain import Entry
 from tbot.journal.commands import (
@@ -82,8 +81,8 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     reversed_by: UUID | None = None
     group_id: UUID | None = None
     metadata: dict[str, str] = {}
-    created_at: str
-    updated_at: str
+    created_at: str = ""
+    updated_at: str = ""
 
     @property
     def pending(self) -> bool:
@@ -147,16 +146,13 @@ def apply(state: AccountState, entry: Entry) -> None:
         return
     data = entry.data
     if kind == "transfer.created":
-        # Decodes ids and amounts in one go; a transfer in a million of them is worth it.
-        made = msgspec.convert(
-            {
-                **data["transfer"],
-                "source_id": entry.account,
-                "created_at": entry.at,
-                "updated_at": entry.at,
-            },
-            Transfer,
-        )
+        times = {"created_at": entry.at, "updated_at": entry.at}
+        made: Transfer | None = state.made
+        if made is None:
+            data = {**data["transfer"], "source_id": entry.account, **times}
+            made = msgspec.convert(data, Transfer)
+        else:
+            made = msgspec.structs.replace(made, **times)
         transfers = state.part(Transfers)
         transfers.created[made.id] = None
         transfers.put(made)
@@ -267,21 +263,34 @@ class CreateTransfers(msgspec.Struct, frozen=True):
             data["metadata"] = new.metadata
         if self.group_id is not None:
             data["group_id"] = str(self.group_id)
+        expires_at = None
         if new.pending:
             data["state"] = "pending"
             if new.expires_in_s is not None:
-                data["expires_at"] = clock.stamp(context.now + timedelta(seconds=new.expires_in_s))
-            hold = move(new.asset, new.amount, AVAILABLE, HELD)
-            return (Draft(new.source_id, "transfer.created", {"transfer": data}, hold),)
-        data["state"] = "posted"
-        data["posted_amount"] = amount
+                expires_at = data["expires_at"] = context.stamp(new.expires_in_s)
+            postings = move(new.asset, new.amount, AVAILABLE, HELD)
+        else:
+            data["state"] = "posted"
+            data["posted_amount"] = amount
+            postings = (Posting(AVAILABLE, new.asset, -new.amount),)
+        exact = Decimal(amount)
+        made = Transfer(
+            id=new.id,
+            source_id=new.source_id,
+            target_id=new.target_id,
+            asset=new.asset,
+            amount=exact,
+            state=TransferState.PENDING if new.pending else TransferState.POSTED,
+            posted_amount=money.ZERO if new.pending else exact,
+            expires_at=expires_at,
+            group_id=self.group_id,
+            metadata=new.metadata,
+        )
+        created = Draft(new.source_id, "transfer.created", {"transfer": data}, postings, made)
+        if new.pending:
+            return (created,)
         return (
-            Draft(
-                new.source_id,
-                "transfer.created",
-                {"transfer": data},
-                (Posting(AVAILABLE, new.asset, -new.amount),),
-            ),
+            created,
             Draft(
                 new.target_id,
                 "transfer.received",
@@ -505,8 +514,8 @@ class ExpireTransfer(TransferCommand):
 
 
 def _overdue(transfer: Transfer, context: Context) -> bool:
-    # Both are `clock.stamp`'s: texts of one form sort as the moments do.
-    return transfer.expires_at is not None and transfer.expires_at <= clock.stamp(context.now)
+    # Both are of one form: the texts sort as the moments do.
+    return transfer.expires_at is not None and transfer.expires_at <= context.stamp()
 
 
 @dataclass(frozen=True, slots=True)
