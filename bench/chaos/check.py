@@ -312,7 +312,8 @@ def _check_moments(model: Model, findings: Findings) -> None:
     for account, places in model.places.items():
         latest, by = -1, None
         for seq, asked in sorted(places, key=lambda place: place[0]):
-            if by is not None and asked.ended < NEVER and asked.ended < latest:
+            over = asked.ended if asked.how == "ack" else NEVER  # else it may still be under way
+            if by is not None and over < latest:
                 findings.order.append(f"{account}, {seq}: {asked} was over before {by} began")
             if asked.began > latest:
                 latest, by = asked.began, asked

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from .clients import Floor, Request, Told
+from .story import AT_THE_EDGE, PASSING
 from .wire import Line
 
 SYMBOLS = ("BTC-USDT", "ETH-USDT", "SOL-USDT")
@@ -87,6 +88,7 @@ class Client:
             )
             if second.accepted and not first.accepted:
                 first, second = second, first
+            first = replace(first, unclear=first.unclear or second.unclear)
             floor.ended(request, first)
             floor.ended(request, second, "twin")
             return first
@@ -98,7 +100,12 @@ class Client:
         return told
 
     def _remember(self, request: Request, told: Told) -> None:
-        if told.answer is not None and (told.accepted or request.key is not None):
+        """Keep it for a repetition, if its answer is one that is repeated."""
+        if told.accepted or (
+            told.answer is not None
+            and request.key is not None
+            and told.answer.code not in PASSING | AT_THE_EDGE
+        ):
             entry = request, "ack" if told.accepted else "refused"
             if len(self._done) < _REMEMBERED:
                 self._done.append(entry)
