@@ -39,11 +39,12 @@ class Actor(msgspec.Struct, frozen=True):
     """Who asks for a change; written into every entry.
 
     Attributes:
-        kind: `user`, `gateway`, `operator` (somebody at the command line) or `system`.
+        kind: `user`, `gateway`, `provider` (of payments), `operator` (somebody at the command
+            line) or `system`.
         session: Id of the login session or API key.
         address: Peer address as the edge determined it.
         request: The HTTP request's id.
-        name: Of a system task, or of an operator's login: whoever is no user.
+        name: Of a system task, a provider or an operator's login: whoever is no user.
     """
 
     kind: str
