@@ -145,7 +145,7 @@ async def test_linked_transfers_are_made_all_or_none(desk: Any, pool: Any) -> No
 
 
 async def test_transfers_in_opposite_directions_do_not_deadlock(new_desk: Any, pool: Any) -> None:
-    desks = [await new_desk(batch_max=8) for _ in range(3)]
+    desks = [await new_desk(batch_max=8, queue_age_s_max=120) for _ in range(3)]
     ann, bob, eve = await cash(desks[0], "1000", "1000", "1000")
     ways = [(ann, bob), (bob, ann), (bob, eve), (eve, bob), (eve, ann), (ann, eve)]
     outcomes = await asyncio.gather(
