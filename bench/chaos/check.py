@@ -94,11 +94,11 @@ def _check_answers(told: Story, findings: Findings) -> None:
         for again in asked.again:
             if again["how"] not in ("ack", "refused"):
                 continue
+            if again["t"] == "twin" and again["code"] in PASSING:
+                continue  # it came first, when the answer was another
             if asked.kept:
                 same = (again["status"], again["sha"]) == (asked.status, asked.sha)
                 # Of two at once one is the first; a later one is marked as a repetition.
-                if again["t"] == "twin" and again["code"] in PASSING:
-                    continue  # it came first, when the answer was another
                 if not same or (again["t"] == "again" and not again["replayed"]):
                     findings.answers.append(f"{asked}: {asked.status} first, then {again}")
             elif asked.how == "ack" and asked.kind == "order" and again["id"] != asked.id:
