@@ -343,7 +343,7 @@ def _validation(error: RequestValidationError) -> Problem:
 
 
 def _pointer(path: Sequence[Any]) -> str:
-    # A step that begins with @ is the tag of a union's member (see `tbot.web.accounts`).
+    # A step that begins with @ is the tag of a union's member (see `tbot.web.account_forms`).
     steps = [str(step) for step in path if not str(step).startswith("@")]
     return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from tbot.core.errors import VenueDown
-from tbot.web.accounts import AccountOut, AccountPage, Balances, EquityOut, Positions
+from tbot.web.account_forms import AccountOut, AccountPage, Balances, EquityOut, Positions
 from tbot.web.history import FillPage, JournalPage
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tbot.web.accounts import Balances
+from tbot.web.account_forms import Balances
 from tbot.web.statements import CounterPage, Statement
 
 NUMBERS = ("amount", "available_change", "held_change", "total", "available", "held")

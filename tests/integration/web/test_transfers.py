@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tbot.web.accounts import AccountOut
+from tbot.web.account_forms import AccountOut
 from tbot.web.transfers import BulkOut, LinkedOut, TransferOut, TransferPage
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
