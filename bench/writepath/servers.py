@@ -33,11 +33,11 @@ from tbot.core.settings import Settings
 from tbot.journal.commands import SYSTEM
 from tbot.ledger.entries import Limits, OpenAccount
 from tbot.market.book import Reference
+from tbot.serving import serve_http
 from tbot.venues.base import Instrument
 from tbot.web.app import build_app
 from tbot.web.deps import Deps
 from tbot.web.orders import NewOrder
-from tbot.web.server import server_options
 
 PASSWORD = "only for these figures"
 MUCH = Decimal(10) ** 15
@@ -139,8 +139,9 @@ async def _ours(dsn: str, options: dict[str, Any], each: bool = False) -> None:
         else:
             while await parts.unready():
                 await asyncio.sleep(0.05)
-        facts = {"token": token, "accounts": accounts}
-        await _serve(server_options(app, settings), facts)
+        parts.app = app
+        listener = _listen({"token": token, "accounts": accounts})
+        await serve_http(parts, listener, _standard_input_ended())
 
 
 async def _one_transaction(dsn: str, options: dict[str, Any]) -> None:
@@ -161,13 +162,34 @@ async def _stock(dsn: str, options: dict[str, Any]) -> None:
         await _serve({**config, "lifespan": "off"}, {"token": token, "accounts": []})
 
 
-async def _serve(config: dict[str, Any], facts: dict[str, Any]) -> None:
+def _listen(facts: dict[str, Any]) -> socket.socket:
+    """Take a port, and tell it with what else one has to know."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    server = uvicorn.Server(uvicorn.Config(**config))
-    ending = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    listener.setblocking(False)
     sys.stdout.write(json.dumps({"port": listener.getsockname()[1], **facts}) + "\n")
     sys.stdout.flush()
+    return listener
+
+
+def _standard_input_ended() -> asyncio.Event:
+    """An event that is set when whoever started us closes our standard input."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def look() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            ended.set()
+
+    loop.add_reader(0, look)
+    return ended
+
+
+async def _serve(config: dict[str, Any], facts: dict[str, Any]) -> None:
+    server = uvicorn.Server(uvicorn.Config(**config))
+    listener = _listen(facts)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    ending = asyncio.create_task(_standard_input_ended().wait())
     await asyncio.wait({ending, serving}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await serving

@@ -113,8 +113,12 @@ def text(value: Decimal) -> str:
     """
     if not value:
         return "0"
-    written = format(value, "f")
-    return written.rstrip("0").rstrip(".") if "." in written else written
+    written = str(value)
+    if "E" in written:
+        written = format(value, "f")
+    if "." in written and written[-1] == "0":
+        return written.rstrip("0").rstrip(".")
+    return written
 
 
 def scale_of(value: Decimal) -> int:

@@ -23,7 +23,23 @@ def json_answer(
         content: Of JSON types, UUIDs (written in canonical form) and `msgspec.Raw`; amounts are
             texts already.
     """
-    return Response(_encode(content), status, headers, "application/json")
+    return _Json(_encode(content), status, headers or {})
+
+
+class _Json(Response):
+    """A response that is made in one step: Starlette takes several, which ask what we know."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = [
+            *((name.lower().encode("latin-1"), v.encode("latin-1")) for name, v in headers.items()),
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+        ]
 
 
 def not_modified(tag: str) -> Response:

@@ -74,12 +74,12 @@ def principal_of(request: Request) -> Principal | None:
 
 def actor_of(request: Request, principal: Principal) -> Actor:
     """Who asks, as the journal records it."""
-    client = request.client
+    client = request.scope.get("client")
     return Actor(
         kind="user",
         user_id=principal.user_id,
         session=str(principal.session_id),
-        address=client.host if client is not None else None,
+        address=client[0] if client else None,
         request=request.scope.get("tbot.request_id"),
     )
 

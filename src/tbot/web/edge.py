@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 from time import perf_counter
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tbot.core.ids import random_hex
 from tbot.core.log import heard
 from tbot.core.settings import HttpSettings
 from tbot.web import metrics
@@ -114,7 +114,7 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return bytes(value).decode("ascii")
-    return secrets.token_hex(12)
+    return random_hex(12)
 
 
 def _route(scope: Scope) -> str:

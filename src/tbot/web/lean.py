@@ -12,7 +12,6 @@ what happens after the function was called is answered here.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -24,8 +23,10 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from tbot.auth.flow import authenticate
+from tbot.core.ids import random_hex
 from tbot.web import metrics
 from tbot.web.dependencies import PRINCIPAL, current_principal, get_deps
 from tbot.web.deps import Deps
@@ -214,14 +215,10 @@ class Application(FastAPI):
             except Exception as error:  # noqa: BLE001 - every fault gets an answer
                 response = problem_response(error, scope, request_id)
             status = response.status_code
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": status,
-                    "headers": _with_ours(response.raw_headers, request_id),
-                }
-            )
-            await send({"type": "http.response.body", "body": response.body})
+            headers = _with_ours(response.raw_headers, request_id)
+            if not _written(send, status, headers, bytes(response.body)):
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": response.body})
         finally:
             duration_s = perf_counter() - started_s
             metrics.observe("POST", plan.route.path, status, duration_s)
@@ -238,6 +235,34 @@ def _with_ours(given: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[
     said = {name for name, _ in given}
     rest = [header for header in DEFAULTS if header[0] not in said]
     return [*given, (b"x-request-id", request_id.encode("ascii")), *ALWAYS, *rest]
+
+
+def _written(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+    """Write a whole response to uvicorn's transport at once; False where that cannot be.
+
+    uvicorn checks and writes header by header, which takes a tenth of the time of an order. Here
+    only what the request decides is checked: that no header's value ends its line.
+    """
+    cycle = getattr(send, "__self__", None)
+    if (
+        type(cycle) is not RequestResponseCycle
+        or cycle.disconnected
+        or cycle.response_started
+        or cycle.flow.write_paused
+        or not cycle.keep_alive
+        or cycle.access_log
+    ):
+        return False
+    lines = b"\r\n".join([name + b": " + value for name, value in cycle.default_headers + headers])
+    ends = len(cycle.default_headers) + len(headers) - 1
+    if lines.count(b"\n") != ends or lines.count(b"\r") != ends:
+        return False
+    cycle.response_started = True
+    cycle.response_complete = True
+    cycle.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\n\r\n", body)))
+    cycle.message_event.set()
+    cycle.on_response()
+    return True
 
 
 async def _body(receive: Receive, messages: list[Message]) -> bytes:
@@ -271,4 +296,4 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id")
     if given is not None and REQUEST_ID.fullmatch(given):
         return given.decode("ascii")
-    return secrets.token_hex(12)
+    return random_hex(12)

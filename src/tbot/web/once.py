@@ -65,10 +65,10 @@ def request_key(request: Request) -> str | None:
     Raises:
         Problem: `malformed_header`.
     """
-    given = request.headers.getlist("idempotency-key")
+    given = [value for name, value in request.scope["headers"] if name == b"idempotency-key"]
     if len(given) > 1:
         raise Problem("malformed_header", "there is more than one Idempotency-Key")
-    return key_text(given[0] if given else None)
+    return key_text(given[0].decode("latin-1") if given else None)
 
 
 async def keyed(
