@@ -50,7 +50,7 @@ class Client:
         self._live: list[str] = []
         self._pending: list[Pending] = []
         self._posted: list[str] = []
-        orders = (self._order, 20), (self._cancel, 12), (self._repeat, 6), (self._mutate, 3)
+        orders = (self._order, 16), (self._cancel, 10), (self._repeat, 6), (self._mutate, 3)
         transfers = (
             (self._transfer, 24),
             (self._pend, 12),
@@ -283,7 +283,7 @@ class Client:
 
     async def _bulk(self) -> None:
         """Each item is a command of its own, with a key of its own."""
-        items = [self._item() for _ in range(self._random.randint(5, 20))]
+        items = [self._item() for _ in range(self._random.randint(5, 30))]
         request = self._floor.request(
             "bulk", "POST", "/v1/transfers/bulk", {"transfers": items}, self._name()
         )

@@ -172,6 +172,10 @@ async def run(plan: Plan) -> dict[str, Any]:
         **examined,
         "faults": sum(map(len, trouble.recoveries.values())),
         "faults_by_kind": {kind: len(trouble.recoveries.get(kind, ())) for kind in plan.kinds},
+        "recovery_s": {
+            kind: [round(statistics.median(times), 2), round(max(times), 2)]
+            for kind, times in trouble.recoveries.items()
+        },
         **findings.counts(),
         "stream_reconnects": sum(watcher.reconnects for watcher in watchers),
         "answer_ms": _spread(floor.answered_s),
@@ -279,7 +283,7 @@ def _tell(figures: dict[str, Any], findings: Findings, trouble: Trouble) -> None
     if trouble.missed:
         print(f"tried when there was nothing to break: {dict(trouble.missed)}")
     for name, value in figures.items():
-        if name != "faults_by_kind":
+        if name not in ("faults_by_kind", "recovery_s"):
             print(f"{name:>20}  {value}")
     for sentence in findings.all[:40]:
         print(f"FOUND {sentence}")
