@@ -409,7 +409,7 @@ class SimulatedProviderSettings(BaseModel):
     shuffle_share: float = Field(
         0.0, ge=0, le=1, description="Payments whose callbacks come out of order."
     )
-    callbacks_at_once: int = Field(16, ge=1, description="Callbacks under way at once.")
+    callbacks_at_once: int = Field(64, ge=1, description="Callbacks under way at once.")
     callback_url: str = Field(
         "", description="Base URL for its callbacks; empty takes this server's own."
     )
