@@ -231,6 +231,8 @@ class _Epoch:
         if resumed.done():
             # Everything known here is of before; the next epoch loads and asks anew.
             _log.info("epoch_ends_with_a_resumption", epoch=self._lease.epoch)
+            keeping.cancel()  # it may be renewing on the connection that the release needs
+            await asyncio.wait({keeping})
             await self._lease.release()
             return
         if work.done() and not work.cancelled() and (error := work.exception()) is not None:

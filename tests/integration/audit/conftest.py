@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from tbot.__main__ import main
 from tbot.audit import anchoring, export
 from tbot.audit.anchoring import Place
 from tbot.audit.keys import load_public
@@ -87,3 +92,45 @@ async def evidence(
     yield made
     await reader.close()
     await owner.close()
+
+
+@pytest.fixture
+def tbot(database_url: str, tmp_path: Path) -> Any:
+    """Runs `tbot` on the test's database; answers exit code, stdout and stderr."""
+
+    async def run(*arguments: str) -> tuple[int, str, str]:
+        environment = {
+            **{name: text for name, text in os.environ.items() if not name.startswith("TBOT_")},
+            "TBOT_DATABASE__URL": database_url,
+            "TBOT_DATA_DIR": str(tmp_path / "data"),
+        }
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tbot", *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+        stdout, stderr = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, stdout.decode(), stderr.decode()
+
+    return run
+
+
+@pytest.fixture
+def tbot_here(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `tbot` in this process, for tests that are not coroutines themselves."""
+    monkeypatch.setenv("TBOT_DATABASE__URL", database_url)
+    monkeypatch.setenv("TBOT_DATA_DIR", str(tmp_path / "data"))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tbot", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said, told = capsys.readouterr()
+        return int(ended.value.code or 0), said, told
+
+    return run

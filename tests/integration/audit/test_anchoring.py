@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -173,5 +172,5 @@ async def test_the_server_anchors_on_its_own(
     await evidence.owner.execute("DELETE FROM streams")
     assert not await again.once(), "it is logged, and nothing is signed"
     assert newest(evidence.place).anchor.index == 1
-    os.chmod(evidence.place.key, 0o644)
+    evidence.place.key.chmod(0o644)
     assert not await again.once()

@@ -2,39 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-
-@pytest.fixture
-def tbot(database_url: str, tmp_path: Path) -> Any:
-    """Runs `tbot` on the test's database; answers exit code, stdout and stderr."""
-
-    async def run(*arguments: str) -> tuple[int, str, str]:
-        environment = {
-            **{name: text for name, text in os.environ.items() if not name.startswith("TBOT_")},
-            "TBOT_DATABASE__URL": database_url,
-            "TBOT_DATA_DIR": str(tmp_path / "data"),
-        }
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tbot", *arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-        )
-        stdout, stderr = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, stdout.decode(), stderr.decode()
-
-    return run
 
 
 async def test_from_anchor_to_offline_proof(tbot: Any, evidence: Any, tmp_path: Path) -> None:
@@ -130,8 +102,8 @@ async def test_entries_are_shown_with_who_did_them(tbot: Any, evidence: Any) -> 
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else None,
 )
-async def test_bad_input_is_one_clear_line(tbot: Any, arguments: list[str], words: str) -> None:
-    code, said, told = await tbot("audit", *arguments)
+def test_bad_input_is_one_clear_line(tbot_here: Any, arguments: list[str], words: str) -> None:
+    code, said, told = tbot_here("audit", *arguments)
     assert code in (1, 2)
     assert words in told
     assert told.count("\n") == 1
