@@ -23,6 +23,7 @@ from .world import World
 BEHIND_PROXY = 1
 """The API process whose database connections go through the proxy."""
 COMMIT_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 60.0
 FOR_GOOD = 0.3
 """How often a connection that fell silent never speaks again."""
 SILENT_FOR_S = 20.0
@@ -40,6 +41,7 @@ class Fault:
     Attributes:
         inflict: Does it.
         hits: Indices of the API processes that it may keep from acknowledging anything.
+        lingers: What it hits goes on for a while: recovery counts from when that is over.
         trading: It hits the venue: recovery is the next execution of a new order.
     """
 
@@ -47,6 +49,7 @@ class Fault:
     inflict: Callable[[World, random.Random], Awaitable[None]]
     hits: tuple[int, ...] = (0, 1)
     trading: bool = False
+    lingers: bool = False
 
 
 def schedule(kinds: list[str], seed: int) -> Iterator[str]:
@@ -78,7 +81,12 @@ async def _kill_api(world: World, rng: random.Random) -> None:
 
 async def _restart_api(world: World, rng: random.Random) -> None:
     """An orderly stop and a new start, as when a new version is rolled out."""
-    _kill(rng.choice(world.programs).pid, signal.SIGTERM)
+    program = rng.choice(world.programs)
+    pid = program.pid
+    _kill(pid, signal.SIGTERM)
+    async with asyncio.timeout(STOP_TIMEOUT_S):
+        while program.pid == pid:
+            await asyncio.sleep(0.02)
 
 
 async def _kill_exchange(world: World, _rng: random.Random) -> None:
@@ -241,7 +249,7 @@ async def _lock_stream(world: World, rng: random.Random) -> None:
 
 _ALL = [
     Fault("kill_api", _kill_api),
-    Fault("restart_api", _restart_api),
+    Fault("restart_api", _restart_api, lingers=True),
     Fault("kill_exchange", _kill_exchange, trading=True),
     Fault("kill_postgres", _kill_postgres),
     Fault("kill_backend", _kill_backend),

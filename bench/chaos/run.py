@@ -105,7 +105,11 @@ class Trouble:
         except Missed:
             self.missed[fault.kind] += 1
             return False
+        except TimeoutError:
+            self.stuck.append(f"{fault.kind} did not come to its end")
         over_s = time.monotonic() - begun_s
+        if fault.lingers:
+            beats = [pulse.next(api, begun_s + over_s, trading=fault.trading) for api in apis]
         self._done += 1
         print(f"{self._done:4d}  {fault.kind:<22}", end="", flush=True)
         try:
