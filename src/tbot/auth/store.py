@@ -304,6 +304,19 @@ async def session_lives(connection: Connection, session_id: UUID, user_id: UUID)
     return bool(lives)
 
 
+async def living_sessions(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of the sessions of which access tokens are good."""
+    rows = await connection.fetch(
+        """
+        SELECT s.id FROM sessions s JOIN users u ON u.id = s.user_id
+        WHERE s.id = ANY($1::uuid[])
+          AND s.ended_at IS NULL AND s.expires_at > now() AND u.status = 'active'
+        """,
+        session_ids,
+    )
+    return {row["id"] for row in rows}
+
+
 async def sweep_sessions(connection: Connection, kept_s: int, limit: int = 1000) -> int:
     """Delete sessions that expired more than `kept_s` ago, with their tokens, a few at a time."""
     answer = await connection.execute(

@@ -42,8 +42,8 @@ _log = structlog.get_logger(__name__)
 
 SESSIONS_INTERVAL_S: Final = 5.0
 """How often login sessions are checked besides wake-ups."""
-SESSIONS_PER_TURN: Final = 200
-"""Sessions checked before other tasks of the loop get their turn."""
+SESSIONS_PAUSE_S: Final = 0.1
+SESSIONS_PER_QUERY: Final = 500
 DRAIN_BATCHES: Final = 20
 
 _denied_total = Counter("tbot_stream_denied", "Connections refused.", ["code"])
@@ -239,19 +239,26 @@ class Streams:
         with self._bus.listening(SESSIONS_TOPIC) as ended:
             while True:
                 await wait_for_wake(ended, SESSIONS_INTERVAL_S)
-                for number, session in enumerate(list(self._sessions)):
-                    if number % SESSIONS_PER_TURN == 0:
-                        await asyncio.sleep(0)  # what is in memory is looked up without a pause
-                    principal = session.principal
-                    if principal is None or session.subscriber.closing:
-                        continue
-                    try:
-                        lives = await auth_flow.still_holds(self.auth, principal)
-                        if not lives and self.auth.clock() < principal.expires_at_s:
-                            session.end_session()
-                    except DATABASE_FAULTS as error:
-                        _log.warning("sessions_unchecked", error=repr(error))
-                        break
+                try:
+                    await self._check_sessions()
+                except DATABASE_FAULTS as error:
+                    _log.warning("sessions_unchecked", error=repr(error))
+                await asyncio.sleep(SESSIONS_PAUSE_S)  # many who log out are one round
+
+    async def _check_sessions(self) -> None:
+        """One round: a query for some hundreds of login sessions, however many connections."""
+        sessions: dict[UUID, list[Session]] = {}
+        for session in self._sessions:
+            if session.principal is not None:
+                sessions.setdefault(session.principal.session_id, []).append(session)
+        known = list(sessions)
+        for start in range(0, len(known), SESSIONS_PER_QUERY):
+            asked = known[start : start + SESSIONS_PER_QUERY]
+            living = await auth_flow.living(self.auth, asked)
+            for session_id in asked:
+                if session_id not in living:
+                    for session in sessions[session_id]:
+                        session.end_session()
 
 
 async def _deny(websocket: WebSocket, status: HTTPStatus, code: str, detail: str) -> None:
