@@ -188,7 +188,8 @@ def _problem(text: str) -> str:
 
 
 @asynccontextmanager
-async def _client(username: str | None) -> AsyncIterator[TBotClient]:
+async def client_of(username: str | None) -> AsyncIterator[TBotClient]:
+    """The API, as a user or the first administrator."""
     from tbot.client import TBotClient
 
     name, secret = _login(username)
@@ -257,7 +258,7 @@ def place(
     """Place an order and show what became of it."""
 
     async def work() -> Order:
-        async with _client(username) as client:
+        async with client_of(username) as client:
             return await client.place(
                 account or await _first_account(client),
                 symbol,
@@ -293,7 +294,7 @@ def list_orders(
 
     async def work() -> list[Order]:
         found: list[Order] = []
-        async with _client(username) as client:
+        async with client_of(username) as client:
             async for order in client.orders(account, symbol=symbol, is_open=is_open):
                 found.append(order)
                 if len(found) == limit:
@@ -312,7 +313,7 @@ def get(
     """One order as it is now."""
 
     async def work() -> Order:
-        async with _client(username) as client:
+        async with client_of(username) as client:
             return await client.order(order_id)
 
     _show([run(work())], as_json)
@@ -328,7 +329,7 @@ def cancel(
     """Ask for an order's cancellation."""
 
     async def work() -> Order:
-        async with _client(username) as client:
+        async with client_of(username) as client:
             return await client.cancel(order_id, wait or None)
 
     _show([run(work())], as_json)

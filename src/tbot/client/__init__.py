@@ -43,6 +43,7 @@ from tbot.client.models import (
     Trade,
     ValuedAmount,
 )
+from tbot.client.statements import Movement, StatementEnds
 from tbot.client.streams import Stream
 from tbot.client.transfers import NewTransfer, Transfer, TransferResult
 
@@ -62,6 +63,7 @@ __all__ = [
     "Gap",
     "Instrument",
     "Limits",
+    "Movement",
     "NewTransfer",
     "NotFound",
     "Order",
@@ -70,6 +72,7 @@ __all__ = [
     "Positions",
     "ProtocolError",
     "Refused",
+    "StatementEnds",
     "Stream",
     "StreamClosed",
     "Subscription",

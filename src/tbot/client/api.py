@@ -27,6 +27,7 @@ from tbot.client.models import (
     Ticker,
     Trade,
 )
+from tbot.client.statements import Moment, Statements, moment_text
 from tbot.client.streams import GapListener, Stream
 from tbot.client.tokens import TokenKeeper
 from tbot.client.transfers import Transfers
@@ -49,6 +50,7 @@ class TBotClient:
         http: Another transport, for tests.
 
     Attributes:
+        statements: What happened on accounts, also as files.
         transfers: Moving money between accounts.
 
     Example:
@@ -79,6 +81,7 @@ class TBotClient:
         self._http = http or httpx.AsyncClient(base_url=self.base_url, timeout=timeout_s)
         self._tokens = TokenKeeper(self._http, username, password, token, refresh_token, retry_s)
         self._api = Api(self._http, self._tokens, retry_s)
+        self.statements = Statements(self._api)
         self.transfers = Transfers(self._api)
         self._logs_out = password is not None
         self._streams: set[Stream] = set()
@@ -162,9 +165,10 @@ class TBotClient:
         path = f"/v1/accounts/{account_id}"
         return await self._api.request(Account, "PATCH", path, json=body, key=key)
 
-    async def balances(self, account_id: UUID | str) -> Balances:
-        """What an account has."""
-        return await self._api.request(Balances, "GET", f"/v1/accounts/{account_id}/balances")
+    async def balances(self, account_id: UUID | str, at: Moment | None = None) -> Balances:
+        """What an account has, or had at a moment."""
+        path = f"/v1/accounts/{account_id}/balances"
+        return await self._api.request(Balances, "GET", path, params={"at": moment_text(at)})
 
     async def positions(self, account_id: UUID | str) -> Positions:
         """What an account traded and still has."""

@@ -92,6 +92,50 @@ class Api:
             if cursor is None:
                 return
 
+    async def stream(
+        self, path: str, params: Mapping[str, Any], accept: str
+    ) -> AsyncIterator[bytes]:
+        """The body of a GET in chunks, as they come.
+
+        Raises:
+            AuthError, NotFound, Refused: A definite no.
+            Unavailable: It could not begin within `retry_s`, or it broke off.
+        """
+        backoff = FullJitter(0.1, 5.0)
+        deadline_s = time.monotonic() + self._retry_s
+        query = {name: value for name, value in params.items() if value is not None}
+        refused_token: str | None = None
+        while True:
+            token = await self._tokens.get(stale=refused_token)
+            headers = {"Authorization": f"Bearer {token}", "Accept": accept}
+            at_least_s, begun = 0.0, False
+            try:
+                async with self._http.stream("GET", path, params=query, headers=headers) as answer:
+                    if answer.status_code < 400:
+                        begun = True
+                        async for chunk in answer.aiter_bytes():
+                            yield chunk
+                        return
+                    await answer.aread()
+            except httpx.TransportError as error:
+                if begun:
+                    raise Unavailable(f"{path} broke off: {error!r}") from error
+                why = f"no answer to GET {path}: {error!r}"
+            else:
+                status = answer.status_code
+                why = f"GET {path} was answered {status}"
+                if status == 401 and refused_token is None:
+                    refused_token = token
+                    continue
+                if status in _BUSY:
+                    at_least_s = retry_after_s(answer)
+                elif status not in _LOST:
+                    raise error_of(answer)
+            delay_s = backoff.next_s(at_least_s)
+            if time.monotonic() + delay_s > deadline_s:
+                raise Unavailable(why)
+            await asyncio.sleep(delay_s)
+
     async def _send(
         self,
         method: str,

@@ -45,11 +45,19 @@ SELECT account_id, seq, at,
 FROM summed
 GROUP BY 1, 2, 3;
 
+-- Files of transfers that were imported, by the SHA-256 of their bytes. The ids of a file's
+-- transfers follow from this row and the line, so a second import finds them made.
+CREATE TABLE imports (
+    digest   bytea PRIMARY KEY CHECK (length(digest) = 32),
+    name     text NOT NULL,
+    began_at timestamptz NOT NULL
+);
+
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'tbot_app') THEN
         -- The past is append-only for the server itself.
-        GRANT SELECT, INSERT ON marks TO tbot_app;
+        GRANT SELECT, INSERT ON marks, imports TO tbot_app;
     END IF;
 END
 $$;
