@@ -16,6 +16,7 @@ from typing import Any, Final
 import asyncpg
 from pydantic import BaseModel
 
+from tbot.audit.anchoring import newest, place_of
 from tbot.boot import database_url
 from tbot.core.clock import utc_now
 from tbot.core.errors import ConfigurationError
@@ -75,6 +76,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     ):
         yield _port(name, host, port, variable, in_use)
     yield _recordings(settings)
+    yield _anchors(settings)
     async for finding in _database(settings):
         yield finding
 
@@ -168,6 +170,17 @@ def _recordings(settings: Settings) -> Finding:
     return Finding("Recordings", True, f"{len(exchange.replay_files)} files")
 
 
+def _anchors(settings: Settings) -> Finding:
+    place = place_of(settings)
+    try:
+        last = newest(place)
+    except OSError as error:
+        return Finding("Anchors", False, f"{place.anchors} cannot be read: {error.strerror}")
+    if last is None:
+        return Finding("Anchors", None, "none yet: `tbot audit anchor` makes one")
+    return Finding("Anchors", True, f"the newest is {last.anchor.index}, of {last.anchor.at}")
+
+
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
     try:
         connection: asyncpg.Connection[Any] = await asyncpg.connect(
@@ -191,6 +204,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
                 yield Finding(name, True, "as it must be")
         yield await _heads(connection)
         yield await _newest(connection)
+        yield await _halts(connection)
     except asyncpg.PostgresError as error:
         yield Finding("Database", False, str(error))
     finally:
@@ -212,3 +226,11 @@ async def _newest(connection: asyncpg.Connection[Any]) -> Finding:
             "Clock and journal", False, f"the newest entry is of {newest}: is the clock slow?"
         )
     return Finding("Clock and journal", True, "no entry is of the future")
+
+
+async def _halts(connection: asyncpg.Connection[Any]) -> Finding:
+    rows = await connection.fetch("select name, reason from switches where halted order by name")
+    if not rows:
+        return Finding("Switches", True, "nothing is halted")
+    halted = "; ".join(f"{row['name']} ({row['reason']})" for row in rows)
+    return Finding("Switches", False, f"halted: {halted}: see `tbot switches resume --help`")
