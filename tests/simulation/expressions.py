@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Protocol
 
 from .tables import Row, Transaction
@@ -109,11 +110,15 @@ def match(pattern: re.Pattern[str], text: str) -> re.Match[str]:
 
 # Expressions.
 
-_CAST = re.compile(r"::\w+(\(\d+\))?(\[\])?$")
+_CAST = re.compile(r"::(\w+)(\(\d+\))?(\[\])?$")
 
 
 def expression(text: str) -> Expression:
-    text = _CAST.sub("", text.strip())
+    text = text.strip()
+    cast = _CAST.search(text)
+    if cast is not None:
+        value = expression(text[: cast.start()])
+        return _to_decimal(value) if cast[1] in ("numeric", "amount") else value
     sums = split(text, " + ")
     if len(sums) > 1:
         terms = [expression(term) for term in sums]
@@ -135,6 +140,19 @@ def expression(text: str) -> Expression:
     if re.fullmatch(r"\w+(\.\w+)?", text):
         return lambda scope, args: scope[text]
     raise UnknownStatement(f"expression {text!r}")
+
+
+def _to_decimal(value: Expression) -> Expression:
+    """Amounts may be sent as text."""
+
+    def one(given: Any) -> Any:
+        return Decimal(given) if isinstance(given, str) else given
+
+    def converted(scope: Scope, args: Sequence[Any]) -> Any:
+        given = value(scope, args)
+        return [one(g) for g in given] if isinstance(given, list) else one(given)
+
+    return converted
 
 
 def _total(terms: Sequence[Any]) -> Any:

@@ -18,7 +18,7 @@ import asyncpg
 
 from tbot.core.errors import NotFound, OutcomeUnknown, Unavailable
 from tbot.core.refusals import Reason, Refused
-from tbot.journal.commands import Accepted
+from tbot.journal.commands import Accepted, Priority
 from tbot.journal.once import Kept
 
 from .toy import ASSET, Toy
@@ -43,6 +43,7 @@ class Model:
     keys: dict[tuple[UUID, str], list[tuple[str, int]]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    moved: set[UUID] = field(default_factory=set)
     outside: Decimal = Decimal(0)
 
 
@@ -96,6 +97,7 @@ def _book(model: Model, account: UUID, body: dict[str, Any]) -> Decimal:
         assert asset == ASSET
         if holder == "available":
             change += Decimal(amount)
+            model.moved.add(account)
         else:
             model.outside += Decimal(amount)
     places = model.places.setdefault(body["command"], {})
@@ -112,6 +114,11 @@ def _check_tables(world: World, model: Model) -> None:
     expected = {a: (len(s) - 1, s[-1][1]) for a, s in model.stands.items() if len(s) > 1}
     if found != expected:
         world.fault(f"the tables are not what the journal makes: {found} instead of {expected}")
+    if world.ledger:
+        rows = world.server.tables["balances"].latest_dicts()
+        booked = {row["account_id"]: row["available"] for row in rows}
+        if booked != {a: amount for a, (_, amount) in found.items() if a in model.moved}:
+            world.fault(f"the ledger's balances are not what the journal makes: {booked}")
     outside = sum((r["amount"] for r in world.server.tables["counters"].latest_dicts()), Decimal(0))
     if outside != model.outside:
         world.fault(f"the counter-account is {outside}, its postings sum to {model.outside}")
@@ -134,6 +141,7 @@ def _check_attempt(world: World, model: Model, attempt: Attempt) -> None:
         world.fault(f"{where} was carried out in part or twice: {places}")
     if attempt.note == "open":
         world.fault(f"{where} never ended")
+    _check_wait(world, attempt, where)
     if attempt.certainly_not and places:
         world.fault(f"{where} was told {outcome!r} but was carried out")
     if isinstance(outcome, Accepted):
@@ -147,6 +155,19 @@ def _check_attempt(world: World, model: Model, attempt: Attempt) -> None:
             world.fault(f"{where} got a kept answer but was carried out itself")
     elif outcome is not None and not _promised(attempt):
         world.fault(f"{where} was answered {outcome!r}")
+
+
+def _check_wait(world: World, attempt: Attempt, where: str) -> None:
+    """However frozen the database is, an answer comes; only reports wait for as long as it takes."""
+    if attempt.ended_s is None or attempt.move.priority is Priority.REPORT:
+        return
+    limits = world.settings
+    connect_s = 5.0
+    one_try_s = connect_s + 2 * (limits.transaction_timeout_s + 1)
+    most_s = limits.queue_age_s_max + 2 * one_try_s + limits.resolve_timeout_s
+    waited_s = attempt.ended_s - attempt.begun_s
+    if waited_s > most_s:
+        world.fault(f"{where} waited for {waited_s:.1f} s of at most {most_s:.1f} s")
 
 
 def _promised(attempt: Attempt) -> bool:
@@ -280,8 +301,9 @@ def check_heard(world: World, process: Process) -> None:
         if entry.seq <= last.get(entry.account_id, 0):
             world.fault(f"{process.name} announced {entry.seq} after {last[entry.account_id]}")
         last[entry.account_id] = entry.seq
-    for attempt in world.attempts:
-        if attempt.process == process.name and isinstance(attempt.outcome, Accepted):
+    mine = [a for a in world.attempts if a.process == process.name]
+    for attempt in mine:
+        if isinstance(attempt.outcome, Accepted):
             for told in attempt.outcome.entries:
                 if last.get(UUID(told.account), 0) < told.seq:
                     world.fault(f"a{attempt.number} was answered but never announced")

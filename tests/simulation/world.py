@@ -23,8 +23,9 @@ from tbot.core import clock
 from tbot.core.bus import Bus
 from tbot.core.errors import JournalUnavailable
 from tbot.core.settings import CommitterSettings
-from tbot.journal.commands import Accepted, Priority
+from tbot.journal.commands import Accepted, Priority, Projection
 from tbot.journal.committer import Committer
+from tbot.ledger.store import LedgerProjection
 
 from . import oracle, toy
 from .clients import Attempt, Client, Process, Request
@@ -104,6 +105,7 @@ class World:
         self.rare = rng.choice((0.0, 0.1))
         self.slow = rng.choice((0.0, 0.0, 0.2))
         self.patiences = rng.choice((("",), ("", "time"), ("", "step"), ("", "step", "time")))
+        self.ledger = rng.random() < 0.2
         self.wall_skew_s = 0.0
         self._stopping: list[asyncio.Task[None]] = []
         self._names = 0
@@ -150,7 +152,10 @@ class World:
             wrap = self.program.connection
             return connection if wrap is None else wrap(connection)
 
-        committer = self.program.committer(connect, [toy.ToyProjection()], self.settings, Bus())
+        projections: list[Projection] = [toy.ToyProjection()]
+        if self.ledger:
+            projections.append(LedgerProjection())
+        committer = self.program.committer(connect, projections, self.settings, Bus())
         process = Process(name, committer)
         committer.listen(process.heard.extend)
         self.processes.append(process)
