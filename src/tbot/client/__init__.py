@@ -43,6 +43,7 @@ from tbot.client.models import (
     Trade,
     ValuedAmount,
 )
+from tbot.client.payments import Delivery, Payment, Webhook
 from tbot.client.statements import Movement, StatementEnds
 from tbot.client.streams import Stream
 from tbot.client.transfers import NewTransfer, Transfer, TransferResult
@@ -57,6 +58,7 @@ __all__ = [
     "BestPrices",
     "Book",
     "BookSnapshot",
+    "Delivery",
     "Entry",
     "Equity",
     "Fill",
@@ -68,6 +70,7 @@ __all__ = [
     "NotFound",
     "Order",
     "OutcomeUnknown",
+    "Payment",
     "Position",
     "Positions",
     "ProtocolError",
@@ -84,4 +87,5 @@ __all__ = [
     "TransferResult",
     "Unavailable",
     "ValuedAmount",
+    "Webhook",
 ]

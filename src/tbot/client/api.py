@@ -27,6 +27,7 @@ from tbot.client.models import (
     Ticker,
     Trade,
 )
+from tbot.client.payments import Payments, Webhooks
 from tbot.client.statements import Moment, Statements, moment_text
 from tbot.client.streams import GapListener, Stream
 from tbot.client.tokens import TokenKeeper
@@ -52,6 +53,8 @@ class TBotClient:
     Attributes:
         statements: What happened on accounts, also as files.
         transfers: Moving money between accounts.
+        payments: Deposits and withdrawals.
+        webhooks: What happens on accounts, sent to an address of yours.
 
     Example:
         >>> async def first_order() -> None:
@@ -83,6 +86,8 @@ class TBotClient:
         self._api = Api(self._http, self._tokens, retry_s)
         self.statements = Statements(self._api)
         self.transfers = Transfers(self._api)
+        self.payments = Payments(self._api)
+        self.webhooks = Webhooks(self._api)
         self._logs_out = password is not None
         self._streams: set[Stream] = set()
 
