@@ -11,9 +11,11 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -39,6 +41,7 @@ from tbot.ledger import marks, payments_store
 from tbot.ledger import store as ledger_store
 from tbot.ledger import transfers_flow, transfers_store, webhooks
 from tbot.ledger.assets import save_assets
+from tbot.ledger.importing import check_file, import_file
 from tbot.ledger.payments_flow import apply_report
 from tbot.ledger.provider import Order, Report, Said
 from tbot.ledger.transfers import NewTransfer
@@ -200,6 +203,11 @@ async def move_cash(site: Any, client: Any) -> None:
         assert (await client.get(path)).status_code == 200
     body = {"account_id": str(one), "asset": "USDT", "amount": "5", "destination": "there"}
     assert (await client.post("/v1/withdrawals", json=body)).status_code == 201
+    with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        file.write(f"source_account_id,target_account_id,asset,amount\n{one},{two},USDT,1\n")
+        file.flush()
+        checked = await check_file(site.pool, Path(file.name))
+        await import_file(site.pool, site.committer, SYSTEM, Path(file.name), checked)
     desk = site.orders.accounts
     for pending in (False, True, True):
         new = NewTransfer(
@@ -325,6 +333,7 @@ async def ask_stores(connection: Any, account_id: UUID) -> None:
     await ledger_store.list_accounts(connection, None, account_id, 10)
     await marks.balances_after(connection, account_id, 3)
     await auth_store.sweep_sessions(connection, 60)
+    await auth_store.living_sessions(connection, [account_id])
     await auth_store.delete_retired_keys(connection)
     await once.clean(connection, now - timedelta(days=3), 100)
     await transfers_store.list_overdue(connection, now, 100)
