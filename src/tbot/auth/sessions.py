@@ -42,7 +42,7 @@ class Sessions:
             return believed[0]
         task = self._asking.get(key)
         if task is None:
-            task = self._tasks.start(self._ask(key), name="session")
+            task = self._tasks.start(self._ask(key), name="session", awaited=True)
             self._asking[key] = task
             task.add_done_callback(lambda done: self._answered(key, done))
         # Shielded: a client that goes away does not take the answer from the others.

@@ -34,8 +34,13 @@ class Tasks:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopped = False
 
-    def start[T](self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    def start[T](
+        self, coroutine: Coroutine[Any, Any, T], name: str, *, awaited: bool = False
+    ) -> asyncio.Task[T]:
         """Run a coroutine until it ends or `stop` is called.
+
+        Args:
+            awaited: Somebody awaits it and is told of its failure: that is no news for the log.
 
         Raises:
             RuntimeError: The owner has stopped already; the coroutine is closed.
@@ -45,7 +50,7 @@ class Tasks:
             raise RuntimeError(f"{self._owner} has stopped; it cannot start {name}")
         task = asyncio.create_task(coroutine, name=f"{self._owner}:{name}")
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard if awaited else self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:

@@ -51,6 +51,19 @@ async def test_a_wake_up_reaches_its_listeners_only() -> None:
     bus.wake(["a", "b"])
 
 
+async def test_a_failure_that_somebody_awaits_is_not_logged_too() -> None:
+    async def fail() -> None:
+        raise ValueError("x")
+
+    tasks = Tasks("owner")
+    with structlog.testing.capture_logs() as logs:
+        with pytest.raises(ValueError, match="x"):
+            await tasks.start(fail(), "question", awaited=True)
+        with pytest.raises(ValueError, match="x"):
+            await tasks.start(fail(), "duty")
+    assert [entry["task"] for entry in logs] == ["owner:duty"]
+
+
 async def test_owned_tasks_report_failure_and_stop() -> None:
     failures: list[str] = []
     tasks = Tasks("owner", on_failure=lambda name, error: failures.append(f"{name} {error}"))
