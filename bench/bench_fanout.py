@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from fanout import world
+from fanout import nats, world
 from fanout.reader import Stats, open_reader
 from fanout.world import Crowd
 from writepath.place import LOAD_CORE, database, pin
@@ -57,6 +57,7 @@ def figures(stats: Stats, offered_per_s: float, seconds: float) -> dict[str, Any
         "p50_ms": stats.percentile_ms(0.5),
         "p99_ms": stats.percentile_ms(0.99),
         "bytes_per_read": round(stats.bytes / max(1, stats.reads)),
+        "private_per_s": round(stats.private_deliveries / seconds),
         "told_gaps": stats.told_gaps,
     }
 
@@ -67,6 +68,16 @@ def fan_out(kind: str, dsn: str, clients: int, rate: float, options: Any) -> dic
         wishes = world.one_trade_channel if kind == "ours" else None
         crowd = world.gather(server, clients, wishes, plain=options.plain)
         return measured(crowd, rate, options.seconds, clients)
+
+
+def of_nats(options: Any) -> dict[str, Any] | None:
+    """The same through nats-server, where there is one."""
+    path = nats.program()
+    if path is None:
+        return None
+    with nats.broker(path) as server:
+        crowd = nats.gather(server, options.clients)
+        return measured(crowd, options.rate, options.seconds, options.clients)
 
 
 def mixed(dsn: str, options: Any) -> dict[str, Any]:
@@ -104,6 +115,57 @@ def idle(dsn: str, options: Any) -> dict[str, Any]:
         }
 
 
+def stalled(dsn: str, options: Any) -> dict[str, Any]:
+    """One in a hundred stops reading: what the others notice, and what it costs.
+
+    In each pair the same clients are measured twice, the second time with some of them stalled;
+    these then read again, and have to go on correctly: a gap that is told, or none at all. Their
+    own receive buffers are small, so that the server is what they stall.
+    """
+    clients = options.clients
+    few = list(range(0, clients, 100))
+    pairs: list[dict[str, Any]] = []
+    with world.serving("ours", dsn, clients=clients) as server:
+        crowd = world.gather(
+            server, clients, world.one_trade_channel, plain=options.plain, small=frozenset(few)
+        )
+        idle_kib, told = server.pss_kib(), 0
+        for _ in range(options.pairs):
+            plain = measured(crowd, options.rate, options.seconds, clients)
+            server.order(do="publish", rate=options.rate, seconds=options.seconds + 3.0)
+            for index in few:
+                crowd.reader.pause(index, True)
+            crowd.run(1.0).require_sound("stalling")
+            with_few = crowd.run(options.seconds)
+            answer = server.answer(collect=False)
+            grown_kib = server.pss_kib() - idle_kib
+            for index in few:
+                crowd.reader.pause(index, False)
+            after = crowd.run(4.0)
+            for part in (with_few, after):
+                part.require_sound("stalled")
+            told += after.told_gaps
+            numbers = {crowd.reader.newest(index) for index in crowd.indexes}
+            pairs.append(
+                {
+                    "p99_ms": plain["p99_ms"],
+                    "p99_ms_beside_stalled": with_few.percentile_ms(0.99),
+                    "ratio": round((with_few.percentile_ms(0.99) or 0) / plain["p99_ms"], 2),
+                    "buffered_bytes_max": answer["hub"]["buffered_bytes_max"],
+                    "grown_kib": grown_kib,
+                    "closed": with_few.closed + after.closed,
+                    "told_gaps": after.told_gaps,
+                    "at_the_end_together": len(numbers) == 1,
+                }
+            )
+            show("stalled, a pair", pairs[-1])
+    if not all(pair["at_the_end_together"] for pair in pairs):
+        raise SystemExit("some who had stalled did not arrive where the others are")
+    return {"stalled": len(few), "pairs": len(pairs)} | medians(
+        [{k: v for k, v in pair.items() if k != "at_the_end_together"} for pair in pairs]
+    )
+
+
 def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each figure over the rounds."""
     return {
@@ -135,16 +197,24 @@ def measure(dsn: str, options: Any) -> None:
     if "many" in parts:
         runs: dict[str, list[dict[str, Any]]] = {}
         for _ in range(options.rounds):
-            for kind in ("ours",) if options.alone else ("ours", "naive"):
-                found = fan_out(kind, dsn, options.clients, options.rate, options)
-                show(f"{kind}, {options.clients} × {options.rate:g}", found)
-                runs.setdefault(kind, []).append(found)
+            for kind in ("ours",) if options.alone else ("ours", "naive", "nats"):
+                if kind == "nats":
+                    found = of_nats(options)
+                else:
+                    found = fan_out(kind, dsn, options.clients, options.rate, options)
+                if found is not None:
+                    show(f"{kind}, {options.clients} × {options.rate:g}", found)
+                    runs.setdefault(kind, []).append(found)
         ours = medians(runs["ours"])
         for name in ("deliveries_per_s", "delivered_share", "p50_ms", "p99_ms"):
             line[name] = ours[name]
         if "naive" in runs:
             naive = medians(runs["naive"])["deliveries_per_s"]
             line["ratio_naive"] = round(ours["deliveries_per_s"] / naive, 1)
+        if "nats" in runs:
+            line["nats_p99_ms"] = medians(runs["nats"])["p99_ms"]
+    if "stalled" in parts:
+        show("ours, stalled", stalled(dsn, options))
     if "8000" in parts:
         crowd = fan_out("ours", dsn, options.crowd, options.crowd_rate, options)
         show(f"ours, {options.crowd} × {options.crowd_rate:g}", crowd)
@@ -172,11 +242,15 @@ def main() -> None:
     parser.add_argument("--private-rate", type=float, default=200.0)
     parser.add_argument("--idle", type=int, default=8000)
     parser.add_argument("--hold", type=float, default=10.0, help="seconds that idle ones are held")
-    parser.add_argument("--only", default="", help="of many,8000,mixed,idle")
+    parser.add_argument("--only", default="", help="of many,stalled,8000,mixed,idle")
+    parser.add_argument("--stalled", action="store_true", help="only what slow readers cost others")
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--alone", action="store_true", help="without what it is compared to")
     parser.add_argument("--plain", action="store_true", help="the client in Python")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if options.stalled:
+        options.only = "stalled"
     world.raise_files_limit()
     pin(LOAD_CORE)
     asyncio.run(run(options))

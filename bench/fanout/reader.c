@@ -319,11 +319,9 @@ void reader_pause(Reader *r, int index, int paused) {
 
 int reader_open(Reader *r, int index) { return r->peers[index].open; }
 
-int64_t reader_seq(Reader *r, int index, int64_t channel) {
+int64_t reader_newest(Reader *r, int index) {
     Peer *p = &r->peers[index];
-    for (int i = 0; i < p->channels; i++)
-        if (p->channel[i] == channel) return p->seq[i];
-    return -1;
+    return p->channels ? p->seq[0] : -1;
 }
 
 /* Read for so long; or until `subscribed` reaches `enough`, where that is above 0. */

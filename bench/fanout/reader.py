@@ -88,6 +88,9 @@ class Reader(Protocol):
     def is_open(self, index: int) -> bool:
         """Whether the server has not ended this connection."""
 
+    def newest(self, index: int) -> int:
+        """The newest number of the first channel that a connection heard of; -1 without any."""
+
     def run(self, seconds: float, stats: Stats, subscribed: int = 0) -> None:
         """Read for so long, or until so many subscriptions were answered."""
 
@@ -100,6 +103,7 @@ class CompiledReader:
     def __init__(self, library: ctypes.CDLL, room: int, broker: bool) -> None:
         self._library = library
         library.reader_new.restype = ctypes.c_void_p
+        library.reader_newest.restype = ctypes.c_int64
         self._reader = ctypes.c_void_p(library.reader_new(room, int(broker)))
         self._sockets: list[socket.socket] = []
 
@@ -116,6 +120,10 @@ class CompiledReader:
 
     def is_open(self, index: int) -> bool:
         return bool(self._library.reader_open(self._reader, index))
+
+    def newest(self, index: int) -> int:
+        number: int = self._library.reader_newest(self._reader, index)
+        return number
 
     def run(self, seconds: float, stats: Stats, subscribed: int = 0) -> None:
         self._library.reader_run(
@@ -161,6 +169,9 @@ class PlainReader:
 
     def is_open(self, index: int) -> bool:
         return self._open[index]
+
+    def newest(self, index: int) -> int:
+        return next(iter(self._seqs[index].values()), -1)
 
     def run(self, seconds: float, stats: Stats, subscribed: int = 0) -> None:
         end = time.monotonic() + seconds

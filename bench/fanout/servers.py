@@ -17,15 +17,15 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
 import uvicorn
 import uvloop
+from fanout.trades import FIRST, Trades, paced, symbol_of
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from writepath.place import SERVER_CORE, pin
 
@@ -34,59 +34,23 @@ from tbot.auth import store as auth_store
 from tbot.auth.scopes import Role, granted
 from tbot.auth.users import create_user
 from tbot.boot import running
-from tbot.core import clock, log
+from tbot.core import log
+from tbot.core.errors import TBotError
 from tbot.core.ids import new_id
 from tbot.core.settings import Settings, StreamSettings
 from tbot.journal.commands import SYSTEM
 from tbot.ledger.entries import ChangeAccount, Limits, OpenAccount
-from tbot.market.channels import CHANNELS, Market, Wanted, trade_json, wanted
+from tbot.market.channels import CHANNELS, Market, Wanted, wanted
 from tbot.market.feed import StaleChanged, Traded
 from tbot.market.hub import Hub
 from tbot.market.topics import Topic
-from tbot.venues.base import MarketTrade
 from tbot.web.server import server_options
 from tbot.web.stream import Streams
 
-MESSAGE_BYTES: Final = 190
-FIRST: Final = 1_000_000
-"""Sequence numbers begin here, so that every message has the same size."""
 USERS: Final = 8
 LIMITS: Final = Limits(
     max_order_notional=Decimal(1), max_open_orders=1, price_collar=Decimal("0.05")
 )
-PRICE: Final = Decimal("61685.99")
-
-
-def symbol_of(number: int) -> str:
-    """Names of one length for up to 900 markets."""
-    return f"BENCH{100 + number}-USDT"
-
-
-class Trades:
-    """Trades of one market, each message of the wanted size."""
-
-    def __init__(self, symbol: str, first: int) -> None:
-        self.symbol = symbol
-        self.number = first
-        self._quantity = Decimal(1)
-        for digits in range(1, 60):
-            self._quantity = Decimal("0." + "1" * digits)
-            if len(self.message(first + 1, self._trade(datetime.now(UTC)))) >= MESSAGE_BYTES:
-                break
-
-    def _trade(self, at: datetime) -> MarketTrade:
-        return MarketTrade(self.symbol, self.number, PRICE, self._quantity, False, at)
-
-    def next(self, at: datetime) -> MarketTrade:
-        """The trade that was due at this moment."""
-        self.number += 1
-        return self._trade(at)
-
-    def message(self, channel: int, trade: MarketTrade) -> bytes:
-        """What the stream makes of it, for servers that are not ours."""
-        seq = trade.trade_id
-        head = {"op": "delta", "ch": 1, "seq": seq, "prev": seq - 1}
-        return msgspec.json.encode({**head, "data": trade_json(trade)})
 
 
 class Bench:
@@ -110,22 +74,6 @@ class Bench:
     best = ticker = book
 
 
-async def paced(rate: float, seconds: float, publish: Callable[[datetime], Any]) -> int:
-    """Publish at a rate; what is late is published at once, with the time at which it was due."""
-    loop = asyncio.get_running_loop()
-    started_s, wall_s, done = loop.time(), clock.utc_now().timestamp(), 0
-    while (passed_s := loop.time() - started_s) < seconds:
-        while done < int(passed_s * rate):
-            waiting = publish(datetime.fromtimestamp(wall_s + done / rate, UTC))
-            if waiting is not None:
-                await waiting
-            done += 1
-            if waiting is not None and loop.time() - started_s > seconds + 1:
-                return done
-        await asyncio.sleep(0.001)
-    return done
-
-
 class Ours:
     """T-Bot's stream: its hub, sessions, authentication, journal and WebSocket class."""
 
@@ -133,7 +81,7 @@ class Ours:
         self.options = options
         self.source = Bench(options.get("symbols", 1))
         self.facts: dict[str, Any] = {}
-        self.done: dict[str, int] = {}
+        self.refused = 0
         self._accounts: list[UUID] = []
 
     async def open(self, stack: AsyncExitStack, dsn: str) -> dict[str, Any]:
@@ -224,7 +172,7 @@ class Ours:
             count += 1
             account_id = random.choice(self._accounts)
             command = ChangeAccount(new_id(), SYSTEM, account_id, name=f"bench {count}")
-            task = asyncio.ensure_future(self.parts.committer.commit(command))
+            task = asyncio.ensure_future(self._commit(command))
             pending.add(task)
             task.add_done_callback(pending.discard)
 
@@ -232,6 +180,12 @@ class Ours:
         if pending:
             await asyncio.wait(pending)
         return done
+
+    async def _commit(self, command: ChangeAccount) -> None:
+        try:
+            await self.parts.committer.commit(command)
+        except TBotError:
+            self.refused += 1  # the database is too busy: less private events, none of them lost
 
 
 class Naive:
@@ -286,7 +240,8 @@ async def orders(server: Any, running: dict[str, asyncio.Task[int]]) -> None:
         order = json.loads(line)
         match order.pop("do"):
             case "facts":
-                gc.collect()
+                if order["collect"]:
+                    gc.collect()
                 say(
                     published={
                         name: task.result() for name, task in running.items() if task.done()
@@ -303,8 +258,15 @@ def hub_facts(hub: Hub | None) -> dict[str, int]:
     """What the hub holds for its clients."""
     if hub is None:
         return {}
-    waiting = [subscriber.waiting_bytes for subscriber in hub.subscribers]
-    return {"clients": len(waiting), "waiting_bytes_max": max(waiting, default=0)}
+    buffered = [
+        each.waiting_bytes + each.output.transport.get_write_buffer_size()  # type: ignore[attr-defined]
+        for each in hub.subscribers
+    ]
+    return {
+        "clients": len(buffered),
+        "buffered_bytes_max": max(buffered, default=0),
+        "astray": sum(each.cursors is not None for each in hub.subscribers),
+    }
 
 
 def say(**facts: Any) -> None:

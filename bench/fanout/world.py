@@ -49,9 +49,9 @@ class Server:
         self.process.stdin.write(json.dumps(words).encode() + b"\n")
         self.process.stdin.flush()
 
-    def answer(self) -> dict[str, Any]:
-        """What it holds now; see `facts` there."""
-        self.order(do="facts")
+    def answer(self, collect: bool = True) -> dict[str, Any]:
+        """What it holds now; see `facts` there. Collecting garbage first takes a while."""
+        self.order(do="facts", collect=collect)
         assert self.process.stdout is not None
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
@@ -105,13 +105,14 @@ def frame(payload: bytes, opcode: int = 1) -> bytes:
     return bytes((0x80 | opcode, 0xFE)) + size.to_bytes(2, "big") + b"\0\0\0\0" + payload
 
 
-def handshake(port: int, number: int, path: str = "/v1/stream", protocol: str = "") -> bytes:
+def handshake(port: int, path: str = "/v1/stream", protocol: str = "") -> bytes:
     """The request that asks for a WebSocket."""
     extra = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
     return (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: Upgrade\r\n"
         "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{extra}\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        f"{extra}\r\n"
     ).encode()
 
 
@@ -173,18 +174,20 @@ def gather(
     plain: bool = False,
     reader: Reader | None = None,
     first: int = 0,
+    small: frozenset[int] = frozenset(),
 ) -> Crowd:
     """Connect clients, log them in and subscribe them; returns when all are subscribed.
 
     Args:
         wishes: The channels of client n; None for a server that has no channels.
         reader: One to add to; else a new one.
+        small: Clients whose machine takes little before its program reads.
     """
     crowd = Crowd(server, reader or open_reader(count, plain=plain))
     tokens = server.facts.get("tokens", [])
     for number in range(first, first + count):
-        connection = connect(server.port, number)
-        request = handshake(server.port, number, protocol="tbot.v1.json" if wishes else "")
+        connection = connect(server.port, number, 65_536 if number in small else 0)
+        request = handshake(server.port, protocol="tbot.v1.json" if wishes else "")
         rest = upgraded(connection, request)
         if wishes is not None:
             login = json.dumps({"op": "auth", "token": tokens[number % len(tokens)]})

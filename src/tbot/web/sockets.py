@@ -14,6 +14,8 @@ closing transport; and a peer that pings without reading grows the write buffer 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from asyncio.transports import BaseTransport
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -32,6 +34,9 @@ CLOSE_TIMEOUT_S: Final = 1.0
 """How long a peer has to answer our close frame; then the connection is cut."""
 _BUFFER_HIGH_BYTES: Final = 32_768
 _BUFFER_LOW_BYTES: Final = 8_192
+_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+_UNSENT_BYTES_MAX: Final = 131_072
+"""What the kernel may hold of one connection that it has not sent yet: it takes megabytes else."""
 _PING: Final = b"\x89\x00"
 
 
@@ -140,6 +145,10 @@ class Wire(asyncio.Protocol):
         self._close_timer: asyncio.TimerHandle | None = None
         # Bound what the transport may hold for a peer that does not read.
         transport.set_write_buffer_limits(high=_BUFFER_HIGH_BYTES, low=_BUFFER_LOW_BYTES)
+        connection = transport.get_extra_info("socket")
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES_MAX)
 
     # What uvicorn and the transport say
 
