@@ -154,9 +154,9 @@ async def _stock(dsn: str, options: dict[str, Any]) -> None:
         token, _ = await _token(parts)
         model = NewOrder
         if options["path"] == "/v1/transfers":
-            from tbot.web.transfers import NewTransfer
+            from tbot.web.transfer_forms import TransferBody
 
-            model = NewTransfer  # type: ignore[assignment]
+            model = TransferBody  # type: ignore[assignment]
         app = stock_app(parts.auth, options["path"], model, options["cached"])
         config = {"app": app, "http": "httptools", "access_log": False, "log_config": None}
         await _serve({**config, "lifespan": "off"}, {"token": token, "accounts": []})
