@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from tbot.market.channels import Market
+from tbot.core.settings import StreamSettings
+from tbot.market.channels import CHANNELS, Denied, Market, Wanted, wanted
 from tbot.market.feed import BestChanged, BookChanged, BookReset, FeedEvent, Missed, Traded
+from tbot.market.hub import Hub
+from tbot.market.subscribers import Subscriber
 from tbot.market.ticker import Ticker
 from tbot.market.topics import Batch
 from tbot.venues.base import BestPrices, Level, MarketTrade
 
+SYMBOL = "BTC-USDT"
 AT = datetime(2024, 8, 8, 23, 54, tzinfo=UTC)
 
 
@@ -143,3 +148,32 @@ class FakeOutput:
         """Take again, as a transport whose buffer drained."""
         self.open = True
         self.on_ready()
+
+
+class Desk:
+    """A hub with a feed and clients; times are the test's to set."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.hub = Hub(StreamSettings(flush_interval_ms=0, **limits))
+        self.feed = FakeFeed(SYMBOL, "ETH-USDT")
+        self.market = self.feed.market = Market(self.hub, self.feed)
+        self.hub.start(self.market.retire)
+
+    def client(self) -> tuple[Subscriber, FakeOutput]:
+        output = FakeOutput()
+        subscriber = Subscriber(self.hub, output, lambda: None)
+        self.hub.add(subscriber)
+        return subscriber, output
+
+    def sub(self, subscriber: Subscriber, channel: str, **parameters: Any) -> int:
+        wish = wanted(CHANNELS[channel], {"channel": channel, "symbol": SYMBOL} | parameters)
+        assert isinstance(wish, Wanted)
+        topic = self.market.topic(wish)
+        assert not isinstance(topic, Denied)
+        self.hub.subscribe(subscriber, [(topic, None)])
+        return topic.number
+
+    async def settle(self) -> None:
+        """Let every scheduled flush run."""
+        for _ in range(6):
+            await asyncio.sleep(0)
