@@ -15,6 +15,7 @@ from asyncpg.pgproto import pgproto
 
 from tbot.core import ids
 from tbot.core.settings import CommitterSettings, DatabaseSettings
+from tbot.db import arrays
 
 CONNECT_TIMEOUT_S: Final = 5.0
 
@@ -79,6 +80,7 @@ async def connect_committer(dsn: str, settings: CommitterSettings) -> asyncpg.Co
         },
     )
     await _bound_silence(connection)
+    arrays.install(connection)
     return connection
 
 
