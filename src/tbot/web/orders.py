@@ -45,6 +45,7 @@ routes = router("orders")
 _PLACE_REASONS = (
     Reason.ACCOUNT_CLOSED,
     Reason.ACCOUNT_FROZEN,
+    Reason.ACCOUNT_KIND,
     Reason.ACCOUNT_NEGATIVE,
     Reason.AMOUNT_TOO_PRECISE,
     Reason.CLIENT_ORDER_ID_REUSED,

@@ -135,13 +135,14 @@ async def test_trading_goes_on_after_a_venue_lost_its_memory(
         with pytest.raises(ConfigurationError, match="switched off"):
             await resuming.resume(pool, desk.committer, {}, past, ANN, "reset")
         with pytest.raises(ConfigurationError, match="in session three now"):
-            wrong = {"paper": FundedVenue("three")}
+            wrong: Any = {"paper": FundedVenue("three")}
             await resuming.resume(pool, desk.committer, wrong, past, ANN, "reset")
         assert await halted(desk, account)
         assert (await trader.get(resting)).state is State.NEW
 
+        right: Any = {"paper": venue}
         done = await resuming.resume(
-            pool, desk.committer, {"paper": venue}, past, ANN, "the disk was replaced"
+            pool, desk.committer, right, past, ANN, "the disk was replaced"
         )
     assert done.closed == len(loss.orders)
     assert venue.has == {"USDT": Decimal(1000)}
