@@ -49,7 +49,7 @@ CALLERS = 512
 """Transfers under way at once in the process; the function has its 20 connections."""
 MANY = 128
 BULK = 100
-BULK_CONNECTIONS = 16
+BULK_CONNECTIONS = 8
 ASSET = "USD"
 LIMITS = Limits(
     max_order_notional=Decimal(1),
@@ -147,11 +147,14 @@ async def compare_in_process(
 class Requests:
     """POSTs of one transfer or of a hundred, between accounts in turn, each with a number."""
 
-    def __init__(self, server: Server, accounts: list[str], each: int = 1) -> None:
+    def __init__(
+        self, server: Server, accounts: list[str], each: int = 1, keyed: bool = True
+    ) -> None:
         self._server = server
         self._next = 0
         self._status = b"201" if each == 1 else b"200"
         self._each = each
+        self._name = "Idempotency-Key" if keyed else "X-Request-Id"
         rng = random.Random(2)
         self._parts = [self._split(accounts, rng, each) for _ in range(64)]
 
@@ -170,7 +173,7 @@ class Requests:
             )
         body: Any = bodies[0] if each == 1 else {"transfers": bodies}
         path = PATH if each == 1 else f"{PATH}/bulk"
-        headers = f"Accept: */*\r\nIdempotency-Key: {mark}\r\n"
+        headers = f"Accept: */*\r\n{self._name}: {mark}\r\n"
         whole = post(
             self._server.port, path, self._server.token, json.dumps(body).encode(), headers
         )
@@ -206,12 +209,20 @@ async def compare_over_http(
         accounts = ours.facts["accounts"]
         nobody = [f"00000000-0000-7000-8000-{n:012d}" for n in (1, 2)]
         plain, single = Requests(stock, nobody), Requests(ours, accounts)
-        bulk = Requests(ours, accounts, BULK)
-        bulk._next = 10**9
+        unkeyed = Requests(ours, accounts, keyed=False)
+        bulk = Requests(ours, accounts, BULK, keyed=False)
+        bulk_keyed = Requests(ours, accounts, BULK)
+        bulk_keyed._next = 10**9
         runs: dict[str, tuple[Server, int, Callable[[], Shots]]] = {
             "stock": (stock, 1, lambda: plain.fire(MANY, options.seconds)),
             "transfers": (ours, 1, lambda: single.fire(MANY, options.seconds)),
+            "transfers without keys": (ours, 1, lambda: unkeyed.fire(MANY, options.seconds)),
             "bulk of 100": (ours, BULK, lambda: bulk.fire(BULK_CONNECTIONS, options.seconds)),
+            "bulk of 100, a key each": (
+                ours,
+                BULK,
+                lambda: bulk_keyed.fire(BULK_CONNECTIONS, options.seconds),
+            ),
         }
         found: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(options.rounds):
@@ -261,6 +272,8 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
                 "ratio_stock_http": round(median(found["transfers"]) / median(found["stock"]), 2),
                 "bulk_per_s": round(median(found["bulk of 100"])),
                 "http_per_s": round(median(found["transfers"])),
+                "http_unkeyed_per_s": round(median(found["transfers without keys"])),
+                "bulk_keyed_per_s": round(median(found["bulk of 100, a key each"])),
                 "stock_per_s": round(median(found["stock"])),
             }
     return figures

@@ -265,7 +265,7 @@ async def place_order(
     )
     wait_s = preferred_wait_s(prefer, parts.settings.http.wait_s_max)
     if wait_s is None or not isinstance(outcome, Placed):
-        return respond(outcome, _placed)
+        return respond(outcome, _placed, once)
     order = outcome.order
     if outcome.replayed or not flow.settled(order):
         order = await flow.wait_for(parts.orders, order, flow.settled, wait_s)

@@ -50,7 +50,7 @@ BODIES: list[Callable[[dict[str, Any]], bytes]] = [
     lambda order: b'"text"',
     lambda order: b"null",
     lambda order: b"",
-    lambda order: b"{" + b" " * 70_000 + b"}",
+    lambda order: b"{" + b" " * 5_000_000 + b"}",
 ]
 HEADERS: list[dict[str, str]] = [
     {"Content-Type": "text/plain"},
