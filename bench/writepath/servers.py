@@ -29,6 +29,7 @@ from tbot.auth import flow as auth_flow
 from tbot.auth import users
 from tbot.boot import PAPER, PaperAccess, Parts, running
 from tbot.core import clock, log
+from tbot.core.errors import Unavailable
 from tbot.core.ids import new_id
 from tbot.core.settings import Settings
 from tbot.journal.commands import SYSTEM
@@ -117,7 +118,13 @@ async def _accounts(parts: Parts, owner_id: UUID, count: int, cash: bool) -> lis
             CASH_LIMITS if cash else LIMITS,
             {} if cash else {"USDT": MUCH, "BTC": MUCH},
         )
-        await parts.committer.commit(command)
+        for patience in range(9, -1, -1):  # a machine that is busy elsewhere may stall us
+            try:
+                await parts.committer.commit(command)
+                break
+            except Unavailable:
+                if not patience:
+                    raise
         found.append(str(account_id))
     return found
 
