@@ -134,7 +134,7 @@ async def run(options: Any) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--round", type=float, default=5.0, help="seconds that a generation lives")
+    parser.add_argument("--round", type=float, default=8.0, help="seconds that a generation lives")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     world.raise_files_limit()
