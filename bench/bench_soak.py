@@ -92,7 +92,14 @@ class Churn:
 
 
 def measure(dsn: str, options: Any) -> int:
-    with world.serving("ours", dsn, clients=CLIENTS, symbols=SYMBOLS, accounts=CLIENTS) as server:
+    with world.serving(
+        "ours",
+        dsn,
+        clients=CLIENTS,
+        symbols=SYMBOLS,
+        accounts=CLIENTS,
+        stream={"queue_bytes_max": RING_BYTES},
+    ) as server:
         churn = Churn(server, options.seed)
         started_s, rounds = time.monotonic(), 0
         warm: dict[str, Any] | None = None
