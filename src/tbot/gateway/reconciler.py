@@ -7,7 +7,7 @@ applied like any report. A question that fails is asked again; it never counts a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -97,9 +97,15 @@ class Reconciler:
         doubtful = [tracked for tracked in self._orders if tracked.doubt is not None]
         _doubts_gauge.set(len(doubtful))
         now_s = boot_s()
+        # The others' turn comes with an answer: a task for each of thousands would keep the lease
+        # from being renewed.
+        room = 2 * self._settings.questions_in_flight_max - len(self._asked)
         for tracked in doubtful:
+            if room <= 0:
+                break
             doubt, order_id = tracked.doubt, tracked.order.id
             if doubt is not None and doubt.next_s <= now_s and order_id not in self._asked:
+                room -= 1
                 self._asked.add(order_id)
                 task = self._tasks.start(self._ask(tracked), "question")
                 task.add_done_callback(partial(self._answered, order_id))
@@ -197,15 +203,22 @@ class Reconciler:
             and not tracked.placing
             and not tracked.sendable
         ]
-        answers = await asyncio.gather(
-            *(self._look(tracked) for tracked in gone), return_exceptions=True
-        )
-        for tracked, answer in zip(gone, answers, strict=True):
-            if isinstance(answer, Exception):  # one order's trouble must not stop the others
-                _log.error("order_not_compared", order=str(tracked.order.id), exc_info=answer)
-        complete = not any(answer is False for answer in answers)
+        rest = iter(gone)
+        lookers = range(min(len(gone), self._settings.questions_in_flight_max))
+        complete = all(await asyncio.gather(*(self._look_at(rest) for _ in lookers)))
         _log.info("swept", why=why, open=len(live), asked=len(gone), complete=complete)
         _sweeps_total.labels("complete" if complete else "partial").inc()
+        return complete
+
+    async def _look_at(self, rest: Iterator[Tracked]) -> bool:
+        """Look for one order after the other; a few do so side by side, however many there are."""
+        complete = True
+        for tracked in rest:
+            try:
+                complete = await self._look(tracked) and complete
+            except Exception:  # noqa: BLE001 - one order's trouble must not stop the others
+                _log.exception("order_not_compared", order=str(tracked.order.id))
+            await asyncio.sleep(0)  # also where nothing had to be asked
         return complete
 
     async def _look(self, tracked: Tracked) -> bool:
