@@ -217,9 +217,12 @@ class _Tally:
 
     def candle(self, interval: Interval) -> Candle:
         """As it is now."""
+        first, last = self.first_id, self.last_id
+        # Whatever the parts say of themselves: ids that do not add up leave something open.
+        whole = first is None or last is None or self.trades == last - first + 1
         return Candle(
             interval, self.start_ms, self.open, self.high, self.low, self.close, self.volume,
-            self.quote_volume, self.trades, self.first_id, self.last_id, self.complete,
+            self.quote_volume, self.trades, first, last, self.complete and whole,
         )  # fmt: skip
 
 
@@ -236,7 +239,7 @@ class CandleBuilder:
     """
 
     __slots__ = (
-        "_closed_ms", "_doubt", "_doubted", "_levels", "_pending", "_pending_max", "last_id",
+        "_closed_ms", "_doubt", "_levels", "_pending", "_pending_max", "doubted", "last_id",
         "last_ms",
     )  # fmt: skip
 
@@ -248,7 +251,8 @@ class CandleBuilder:
         self._levels: list[_Tally | None] = [None] * len(INTERVALS)
         self._closed_ms = 0
         self._doubt = last_id is None
-        self._doubted: list[Span] = []
+        self.doubted: list[Span] = []
+        """Of which stretches candles are in doubt; whoever handles them takes them out."""
         self._pending: dict[int, MarketTrade] = {}
         self._pending_max = pending_max
 
@@ -264,10 +268,10 @@ class CandleBuilder:
         """Whether no more trades can wait: `skip` what is missing."""
         return len(self._pending) >= self._pending_max
 
-    def doubted(self) -> list[Span]:
-        """The stretches of which candles became doubtful since the last call."""
-        spans, self._doubted = self._doubted, []
-        return spans
+    @property
+    def clock_ms(self) -> int:
+        """How far the market has come, as far as candles are closed by it."""
+        return max(self.last_ms, self._closed_ms)
 
     def add(self, trade: MarketTrade) -> list[Candle]:
         """Take a trade: counted at once, or when those before it are there; once in any case.
@@ -347,9 +351,7 @@ class CandleBuilder:
         Returns:
             The candles above a minute that they close.
         """
-        if self.last_id is None or Interval.M1.floor(max(self.last_ms, self._closed_ms)) != (
-            until_ms
-        ):
+        if Interval.M1.floor(self.clock_ms) != until_ms:
             return []
         day_ms = Interval.D1.floor(until_ms)
         for level in range(_ABOVE_MINUTE, len(INTERVALS)):
@@ -363,7 +365,7 @@ class CandleBuilder:
 
     def _lose(self, until_ms: int) -> None:
         """What lies between the last trade and this time is in doubt."""
-        self._doubted.append(Span(self.last_ms or until_ms, until_ms))
+        self.doubted.append(Span(self.last_ms or until_ms, until_ms))
         for tally in self._levels:
             if tally is not None:
                 tally.complete = False
@@ -372,7 +374,7 @@ class CandleBuilder:
     def _count(self, trade: MarketTrade) -> list[Candle]:
         at_ms = to_ms(trade.at)
         if self.last_id is None:
-            self._doubted.append(Span(at_ms, at_ms))
+            self.doubted.append(Span(at_ms, at_ms))
         self.last_id = trade.trade_id
         if at_ms < Interval.S1.floor(self._closed_ms):
             self._count_late(trade, at_ms)
@@ -401,7 +403,7 @@ class CandleBuilder:
         for tally in self._levels:
             if tally is not None:
                 tally.complete = False
-        self._doubted.append(Span(at_ms, max(at_ms, self._closed_ms)))
+        self.doubted.append(Span(at_ms, max(at_ms, self._closed_ms)))
 
     def _close(self, at_ms: int) -> list[Candle]:
         """Close every candle that ended at or before a time."""

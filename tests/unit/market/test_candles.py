@@ -24,9 +24,7 @@ BASE_MS = 1_723_075_200_000  # 2024-08-08T00:00:00Z
 
 
 def trade(number: int, at_ms: int, price: str = "100", quantity: str = "1") -> MarketTrade:
-    return MarketTrade(
-        "BTCUSDT", number, Decimal(price), Decimal(quantity), False, from_ms(at_ms)
-    )
+    return MarketTrade("BTCUSDT", number, Decimal(price), Decimal(quantity), False, from_ms(at_ms))
 
 
 @st.composite
@@ -152,7 +150,7 @@ def test_what_never_comes_leaves_candles_in_doubt_until_they_are_whole_again() -
     builder.add(trade(5, BASE_MS + 61_000))
     closed = builder.skip()
     assert [(one.interval, one.complete) for one in closed] == [("1s", False), ("1m", False)]
-    (span,) = builder.doubted()
+    (span,) = builder.doubted
     assert (span.from_ms, span.to_ms) == (BASE_MS, BASE_MS + 61_000)
     later = builder.add(trade(6, BASE_MS + 62_000))
     assert [(one.interval, one.complete) for one in later] == [("1s", False)]
@@ -202,7 +200,7 @@ def test_the_clock_closes_candles_without_another_trade() -> None:
     assert builder.add(trade(2, BASE_MS + 59_900)) == []
     five = builder.view(Interval.M5)
     assert five is not None and (five.trades, five.complete) == (2, False)
-    assert [span.from_ms for span in builder.doubted()] == [BASE_MS + 59_900]
+    assert [span.from_ms for span in builder.doubted] == [BASE_MS + 59_900]
 
 
 def test_ids_that_begin_anew_are_another_beginning() -> None:
