@@ -134,6 +134,14 @@ async def test_a_played_recording_ends_in_the_table_complete(
         recording.cancel()
         await asyncio.wait({recording})
         found = await hour()
+        # The adapter's own words: what the venue remembers is what was recorded.
+        newest = [one for one in trades if one.trade_id > trades[-1].trade_id - 11]
+        assert await venue.trades_from(market, newest[0].trade_id) == newest
+        before_ms = int(HOUR.timestamp() * 1000) + 3_600_000
+        hours = await venue.klines(market, "1h", before_ms - 3_600_000, before_ms - 1)
+        assert [one.close for one in hours] == [CLOSES[symbol]]
+        with pytest.raises(VenueRefused):
+            await venue.klines(market, "1s", 0, before_ms)
     finally:
         await feed.stop()
         await candles.stop()
