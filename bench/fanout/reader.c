@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #define BUFFER_BYTES (1 << 17)
 #define HISTOGRAM 40000 /* buckets of 0.1 ms: up to four seconds; the last one is "longer" */
@@ -58,6 +59,7 @@ void reader_free(Reader *r) {
         free(r->peers[i].rest);
         free(r->peers[i].record);
     }
+    close(r->epoll);
     free(r->peers);
     free(r->buffer);
     free(r);
@@ -315,6 +317,15 @@ void reader_pause(Reader *r, int index, int paused) {
     p->paused = paused;
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = index};
     epoll_ctl(r->epoll, paused ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, p->fd, &event);
+}
+
+/* Forget a connection that is about to be closed. */
+void reader_drop(Reader *r, int index) {
+    Peer *p = &r->peers[index];
+    if (p->open) {
+        epoll_ctl(r->epoll, EPOLL_CTL_DEL, p->fd, NULL);
+        p->open = 0;
+    }
 }
 
 int reader_open(Reader *r, int index) { return r->peers[index].open; }

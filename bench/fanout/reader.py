@@ -88,6 +88,12 @@ class Reader(Protocol):
     def is_open(self, index: int) -> bool:
         """Whether the server has not ended this connection."""
 
+    def drop(self, index: int) -> None:
+        """End a connection without a word."""
+
+    def close(self) -> None:
+        """End all connections."""
+
     def newest(self, index: int) -> int:
         """The newest number of the first channel that a connection heard of; -1 without any."""
 
@@ -120,6 +126,15 @@ class CompiledReader:
 
     def is_open(self, index: int) -> bool:
         return bool(self._library.reader_open(self._reader, index))
+
+    def drop(self, index: int) -> None:
+        self._library.reader_drop(self._reader, index)
+        self._sockets[index].close()
+
+    def close(self) -> None:
+        for connection in self._sockets:
+            connection.close()
+        self._library.reader_free(self._reader)
 
     def newest(self, index: int) -> int:
         number: int = self._library.reader_newest(self._reader, index)
@@ -169,6 +184,17 @@ class PlainReader:
 
     def is_open(self, index: int) -> bool:
         return self._open[index]
+
+    def drop(self, index: int) -> None:
+        if self._open[index]:
+            self._open[index] = False
+            self._epoll.unregister(self._sockets[index].fileno())
+        self._sockets[index].close()
+
+    def close(self) -> None:
+        for index in range(len(self._sockets)):
+            self.drop(index)
+        self._epoll.close()
 
     def newest(self, index: int) -> int:
         return next(iter(self._seqs[index].values()), -1)

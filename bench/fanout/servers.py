@@ -246,6 +246,7 @@ async def orders(server: Any, running: dict[str, asyncio.Task[int]]) -> None:
                     published={
                         name: task.result() for name, task in running.items() if task.done()
                     },
+                    publishing=sum(not task.done() for task in running.values()),
                     tasks=len(asyncio.all_tasks()),
                     files=sum(1 for _ in Path("/proc/self/fd").iterdir()),
                     hub=hub_facts(getattr(server, "hub", None)),

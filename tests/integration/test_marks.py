@@ -123,7 +123,7 @@ async def test_accounts_from_before_the_marks_are_as_exact(
         await owner.execute("TRUNCATE marks")
         if backfilled:
             migration = (DIRECTORY / "0005_marks.sql").read_text()
-            fill = migration[migration.index("WITH moved") : migration.index("DO $$")]
+            fill = migration[migration.index("WITH moved") :].partition(";")[0]
             await owner.execute(fill)
             again = await owner.fetch("SELECT * FROM marks ORDER BY account_id, seq")
             assert [tuple(row)[:3] for row in again] == [tuple(row)[:3] for row in written]

@@ -19,15 +19,12 @@ from tbot.journal.commands import SYSTEM, Accepted
 from tbot.ledger import store as accounts_store
 from tbot.ledger import transfers_store as store
 from tbot.ledger.entries import Balance, ChangeAccount, Limits
-from tbot.ledger.transfers import (
+from tbot.ledger.transfers import NewTransfer, Transfer, TransferState, create_transfers
+from tbot.ledger.transfers_commands import (
     ExpireTransfer,
-    NewTransfer,
     PostTransfer,
     ReverseTransfer,
-    Transfer,
-    TransferState,
     VoidTransfer,
-    create_transfers,
 )
 from tbot.ledger.transfers_flow import Expiry
 

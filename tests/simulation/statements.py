@@ -282,6 +282,8 @@ class Insert:
     async def _add(self, running: Running, table: Table, row: Row) -> int:
         transaction = running.transaction
         key = table.key_of(row)
+        if table.check is not None:
+            table.check(row)  # what is proposed is checked, even where it only changes a row
         if self.on_conflict == "NOTHING" and await transaction.settled(table, key) is not None:
             return 0
         there = await transaction.lock(table, key)

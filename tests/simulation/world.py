@@ -76,7 +76,7 @@ class World:
             queue_max=rng.choice((3, 8, 64)),
             queue_reserved=rng.choice((0, 1, 2)),
             queue_age_s_max=rng.choice((0.05, 0.5, 2.0)),
-            batch_max=rng.choice((1, 3, 16)),
+            batch_max=rng.choice((1, 3, 16, 16)),
             batch_time_s_max=0.05,
             transaction_timeout_s=rng.choice((1.0, 10.0)),
             idle_timeout_s=1.0,
@@ -103,7 +103,7 @@ class World:
         self.twins = rng.choice((0.0, 0.1, 0.5))
         self.bursts = rng.choice((0.0, 0.3, 1.0))
         self.rare = rng.choice((0.0, 0.1))
-        self.slow = rng.choice((0.0, 0.0, 0.2))
+        self.slow = rng.choice((0.0, 0.0, 0.3))
         self.patiences = rng.choice((("",), ("", "time"), ("", "step"), ("", "step", "time")))
         self.ledger = rng.random() < 0.2
         self.wall_skew_s = 0.0
@@ -335,7 +335,7 @@ class World:
     def _requests(self, count: int) -> list[Request]:
         rng = self.rng
         kinds = (*["put"] * 5, *["take"] * 4, *["spread"] * 4, "open", "look")
-        rare = ("poison", "raise", "unknown")
+        rare = ("poison", "poison", "raise", "unknown")
         requests = []
         for number in range(count):
             kind = rng.choice(rare) if rng.random() < self.rare else rng.choice(kinds)

@@ -47,7 +47,7 @@ OPENING = "outside:opening"
 """The counter-account that stands for where a cash account's opening balance came from."""
 
 
-class Balance(msgspec.Struct, frozen=True):
+class Balance(msgspec.Struct, frozen=True, gc=False):
     """One asset of one account."""
 
     available: Decimal = money.ZERO

@@ -1,7 +1,8 @@
 """Transfers between two accounts, at once or in two phases: pure.
 
-Entry points: `Transfer`, `Transfers` (an account's part), `apply`, and the commands
-`CreateTransfers`, `PostTransfer`, `VoidTransfer`, `ExpireTransfer`, `ReverseTransfer`.
+Entry points: `Transfer`, `Transfers` (an account's part), `apply`, and `create_transfers`, which
+makes the command for one or several linked ones. What is done to a transfer that is there is in
+`transfers_commands`.
 
 Invariants:
 
@@ -19,7 +20,6 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
@@ -57,7 +57,7 @@ class TransferState(StrEnum):
     EXPIRED = "expired"
 
 
-class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One transfer, as its row has it.
 
     Attributes:
@@ -90,7 +90,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
         return self.state is TransferState.PENDING
 
 
-class TransferFacts(msgspec.Struct, frozen=True):
+class TransferFacts(msgspec.Struct, frozen=True, gc=False):
     """What never changes about a transfer: the accounts to be locked for it."""
 
     id: UUID
@@ -178,7 +178,7 @@ def _changes(data: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-class NewTransfer(msgspec.Struct, frozen=True, kw_only=True):
+class NewTransfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A transfer that somebody asks for.
 
     Attributes:
@@ -225,7 +225,7 @@ class CreateTransfers(msgspec.Struct, frozen=True):
         linked = len(self.transfers) > 1
         for index, new in enumerate(self.transfers):
             source = states[new.source_id]
-            refusal = _hindrance(
+            refusal = hindrance(
                 source.part(Ledger),
                 states[new.target_id].part(Ledger),
                 new.asset,
@@ -301,7 +301,7 @@ class CreateTransfers(msgspec.Struct, frozen=True):
 
     def result(self, states: States) -> tuple[Transfer, ...]:
         """The transfers, in the order they were asked for."""
-        return tuple(_there(states, new.source_id, new.id) for new in self.transfers)
+        return tuple(there(states, new.source_id, new.id) for new in self.transfers)
 
 
 def create_transfers(
@@ -323,7 +323,7 @@ def create_transfers(
     return CreateTransfers(command_id, actor, accounts, transfers, group_id, pending_max)
 
 
-def _hindrance(
+def hindrance(
     source: Ledger, target: Ledger, asset: str, amount: Decimal, moved: Decimal
 ) -> Refused | None:
     """Why money cannot move from source to target; `moved` is what this command did before."""
@@ -333,9 +333,9 @@ def _hindrance(
     if paying is receiving:
         return Refused(Reason.TRANSFER_SAME_ACCOUNT, "source and target are the same account")
     if paying.status != OPEN:
-        return _not_open(paying, "source")
+        return not_open(paying, "source")
     if receiving.status == CLOSED:
-        return _not_open(receiving, "target")
+        return not_open(receiving, "target")
     if paying.venue != receiving.venue:
         places = [account.venue or "no venue" for account in (paying, receiving)]
         return Refused(
@@ -358,7 +358,8 @@ def _hindrance(
     return None
 
 
-def _not_open(account: Account, which: str) -> Refused:
+def not_open(account: Account, which: str) -> Refused:
+    """The refusal of an account that is frozen or closed."""
     closed = account.status == CLOSED
     reason = Reason.ACCOUNT_CLOSED if closed else Reason.ACCOUNT_FROZEN
     return Refused(reason, f"the {which} account is {account.status}")
@@ -372,228 +373,8 @@ def _too_many(most: int) -> Refused:
     )
 
 
-def _there(states: States, source_id: UUID, transfer_id: UUID) -> Transfer:
+def there(states: States, source_id: UUID, transfer_id: UUID) -> Transfer:
+    """A transfer that is in its source's part."""
     transfer = states[source_id].part(Transfers).find(transfer_id)
     assert transfer is not None, "it was applied to this part just now"
     return transfer
-
-
-@dataclass(frozen=True, slots=True)
-class TransferCommand:
-    """A command about one existing transfer; its accounts never change."""
-
-    id: UUID
-    actor: Actor
-    transfer_id: UUID
-    source_id: UUID
-    target_id: UUID
-
-    priority = Priority.NEW
-    opens = False
-
-    @property
-    def accounts(self) -> tuple[UUID, ...]:
-        """Those that its entries go to."""
-        return (self.source_id,)
-
-    def decide(self, states: States, context: Context) -> Drafts | Refused:
-        """See the class; a transfer that the source does not have is refused."""
-        transfer = states[self.source_id].part(Transfers).find(self.transfer_id)
-        if transfer is None:
-            return Refused(Reason.TRANSFER_NOT_FOUND, "no such transfer")
-        return self._decide(transfer, states, context)
-
-    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
-        raise NotImplementedError
-
-    def _release(self, transfer: Transfer, kind: str, state: TransferState) -> Drafts:
-        """Give the held amount back."""
-        data = {"transfer": str(transfer.id), "set": {"state": state.value}}
-        postings = move(transfer.asset, transfer.amount, HELD, AVAILABLE)
-        return Drafts((Draft(self.source_id, kind, data, postings),))
-
-    def result(self, states: States) -> Transfer:
-        """The transfer as it is now."""
-        return _there(states, self.source_id, self.transfer_id)
-
-
-def _not_pending(transfer: Transfer) -> Refused:
-    return Refused(
-        Reason.TRANSFER_NOT_PENDING,
-        f"the transfer is {transfer.state}",
-        {"state": transfer.state.value},
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class PostTransfer(TransferCommand):
-    """Let a pending transfer's money reach its target.
-
-    Attributes:
-        amount: Of it, above zero; the rest is released. None posts all.
-    """
-
-    amount: Decimal | None = None
-
-    @property
-    def accounts(self) -> tuple[UUID, ...]:
-        """Source and target."""
-        return (self.source_id, self.target_id)
-
-    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
-        """Refuse one that is resolved, or whose time is over though nobody has released it yet."""
-        if not transfer.pending:
-            return _not_pending(transfer)
-        if _overdue(transfer, context):
-            return Refused(
-                Reason.TRANSFER_EXPIRED, f"the transfer's time was over at {transfer.expires_at}"
-            )
-        source = states[self.source_id].part(Ledger).account
-        target = states[self.target_id].part(Ledger).account
-        assert source is not None
-        assert target is not None
-        if source.status != OPEN:
-            return _not_open(source, "source")
-        if target.status == CLOSED:
-            return _not_open(target, "target")
-        amount = transfer.amount if self.amount is None else self.amount
-        if amount > transfer.amount:
-            return Refused(
-                Reason.TRANSFER_AMOUNT_EXCEEDED,
-                f"the transfer holds {money.text(transfer.amount)} {transfer.asset}",
-                {"held": money.text(transfer.amount)},
-            )
-        asset, transfer_id = transfer.asset, str(transfer.id)
-        paid = (
-            Posting(HELD, asset, -transfer.amount),
-            *((Posting(AVAILABLE, asset, rest),) if (rest := transfer.amount - amount) else ()),
-        )
-        changes = {"state": "posted", "posted_amount": money.text(amount)}
-        return Drafts(
-            (
-                Draft(
-                    self.source_id,
-                    "transfer.posted",
-                    {
-                        "transfer": transfer_id,
-                        "target_id": str(self.target_id),
-                        "set": changes,
-                    },
-                    paid,
-                ),
-                Draft(
-                    self.target_id,
-                    "transfer.received",
-                    {"transfer": transfer_id, "source_id": str(self.source_id)},
-                    (Posting(AVAILABLE, asset, amount),),
-                ),
-            )
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class VoidTransfer(TransferCommand):
-    """Release a pending transfer: nothing moves. Possible on a frozen account too."""
-
-    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
-        if not transfer.pending:
-            return _not_pending(transfer)
-        return self._release(transfer, "transfer.voided", TransferState.VOIDED)
-
-
-@dataclass(frozen=True, slots=True)
-class ExpireTransfer(TransferCommand):
-    """Release a pending transfer whose time is over; does nothing to any other."""
-
-    priority = Priority.CANCEL
-
-    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
-        if not transfer.pending or not _overdue(transfer, context):
-            return Drafts()
-        return self._release(transfer, "transfer.expired", TransferState.EXPIRED)
-
-
-def _overdue(transfer: Transfer, context: Context) -> bool:
-    # Both are of one form: the texts sort as the moments do.
-    return transfer.expires_at is not None and transfer.expires_at <= context.stamp()
-
-
-@dataclass(frozen=True, slots=True)
-class ReverseTransfer(TransferCommand):
-    """Take a posted transfer back, whole, by a new transfer from its target to its source.
-
-    Attributes:
-        source_id, target_id: Of the transfer to be taken back.
-        reversal_id: Of the new one.
-    """
-
-    reversal_id: UUID
-    metadata: dict[str, str]
-
-    @property
-    def accounts(self) -> tuple[UUID, ...]:
-        """Source and target."""
-        return (self.source_id, self.target_id)
-
-    def _decide(self, transfer: Transfer, states: States, context: Context) -> Drafts | Refused:
-        """Refuse what is not posted, what is a reversal, and what was reversed."""
-        if transfer.state is not TransferState.POSTED:
-            return Refused(
-                Reason.TRANSFER_NOT_POSTED,
-                f"the transfer is {transfer.state}",
-                {"state": transfer.state.value},
-            )
-        if transfer.reverses is not None:
-            return Refused(Reason.TRANSFER_IS_REVERSAL, "the transfer is a reversal itself")
-        if transfer.reversed_by is not None:
-            return Refused(
-                Reason.TRANSFER_REVERSED,
-                f"transfer {transfer.reversed_by} has reversed it",
-                {"reversed_by": str(transfer.reversed_by)},
-            )
-        asset, amount = transfer.asset, transfer.posted_amount
-        refusal = _hindrance(
-            states[self.target_id].part(Ledger),
-            states[self.source_id].part(Ledger),
-            asset,
-            amount,
-            money.ZERO,
-        )
-        if refusal is not None:
-            return refusal
-        data: dict[str, Any] = {
-            "id": str(self.reversal_id),
-            "target_id": str(self.source_id),
-            "asset": asset,
-            "amount": money.text(amount),
-            "state": "posted",
-            "posted_amount": money.text(amount),
-            "reverses": str(transfer.id),
-        }
-        if self.metadata:
-            data["metadata"] = self.metadata
-        received = {
-            "transfer": str(self.reversal_id),
-            "source_id": str(self.target_id),
-            "reverses": str(transfer.id),
-        }
-        return Drafts(
-            (
-                Draft(
-                    self.target_id,
-                    "transfer.created",
-                    {"transfer": data},
-                    (Posting(AVAILABLE, asset, -amount),),
-                ),
-                Draft(
-                    self.source_id,
-                    "transfer.received",
-                    received,
-                    (Posting(AVAILABLE, asset, amount),),
-                ),
-            )
-        )
-
-    def result(self, states: States) -> Transfer:
-        """The new transfer."""
-        return _there(states, self.target_id, self.reversal_id)

@@ -25,16 +25,18 @@ from tbot.journal.once import Kept, Once
 from tbot.ledger import transfers_store as store
 from tbot.ledger.flow import AccountDesk
 from tbot.ledger.transfers import (
-    ExpireTransfer,
     NewTransfer,
-    PostTransfer,
-    ReverseTransfer,
     Transfer,
-    TransferCommand,
     TransferFacts,
     TransferState,
-    VoidTransfer,
     create_transfers,
+)
+from tbot.ledger.transfers_commands import (
+    ExpireTransfer,
+    PostTransfer,
+    ReverseTransfer,
+    TransferCommand,
+    VoidTransfer,
 )
 
 _ACTOR: Final = system("expiry")

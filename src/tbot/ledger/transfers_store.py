@@ -20,7 +20,8 @@ from tbot.core.ids import FIRST_ID, LAST_ID
 from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import transfers
-from tbot.ledger.transfers import Transfer, TransferCommand, Transfers, TransferState
+from tbot.ledger.transfers import Transfer, Transfers, TransferState
+from tbot.ledger.transfers_commands import TransferCommand
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 

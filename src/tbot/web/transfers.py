@@ -9,21 +9,17 @@ from uuid import UUID
 import msgspec
 from fastapi import Query
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field, ValidationError, WithJsonSchema
+from pydantic import ValidationError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tbot.auth.flow import Principal
-from tbot.core import money
-from tbot.core.ids import new_id
-from tbot.core.money import MoneyText
 from tbot.core.refusals import Reason, Refused
-from tbot.core.settings import LedgerSettings
 from tbot.journal.commands import Actor
 from tbot.journal.once import Kept
 from tbot.ledger import transfers_flow as flow
 from tbot.ledger import transfers_store as store
-from tbot.ledger.transfers import LINKED_MAX, NewTransfer, Transfer, TransferState
+from tbot.ledger.transfers import Transfer, TransferState
 from tbot.web.answers import json_answer
 from tbot.web.dependencies import (
     AccountReader,
@@ -36,13 +32,27 @@ from tbot.web.dependencies import (
 )
 from tbot.web.deps import Deps
 from tbot.web.edge import problem_response
-from tbot.web.fields import Answer, Asset, Id, Metadata, PositiveAmount, Request, Timestamp
-from tbot.web.once import KeyHeader, keyed, request_key, respond
+from tbot.web.fields import Id
+from tbot.web.once import KeyHeader, keyed, rendered, request_key, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account, own_accounts, own_transfer
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
 from tbot.web.problems import Problem, invalid, refused
 from tbot.web.routes import router
+from tbot.web.transfer_forms import (
+    BulkBody,
+    BulkItem,
+    BulkOut,
+    LinkedBody,
+    LinkedOut,
+    PostBody,
+    ReverseBody,
+    TransferBody,
+    TransferOut,
+    TransferPage,
+    new_transfer,
+    transfer_json,
+)
 
 routes = router("transfers")
 
@@ -62,176 +72,6 @@ _ALWAYS: Final = ("not_found", "overloaded", "outcome_unknown")
 _CREATED: Final[dict[int | str, dict[str, Any]]] = {
     201: {"headers": {"Location": {"schema": {"type": "string"}}}}
 }
-
-
-class TransferBody(Request):
-    """A transfer to be made."""
-
-    source_account_id: Annotated[Id, Field(description="Yours: its money goes.")]
-    target_account_id: Annotated[Id, Field(description="Anybody's.")]
-    asset: Asset
-    amount: PositiveAmount
-    pending: Annotated[
-        bool, Field(strict=True, description="Only hold the amount; post or void it later.")
-    ] = False
-    expires_in_s: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            strict=True,
-            description="Pending ones only: when to release it by itself. Never when absent; at "
-            "most `ledger.transfer_expiry_s_max`.",
-        ),
-    ] = None
-    metadata: Metadata = Field(default_factory=dict)
-
-
-class LinkedBody(Request):
-    """Transfers of which all are made or none, in their order."""
-
-    transfers: Annotated[list[TransferBody], Field(min_length=2, max_length=LINKED_MAX)]
-
-
-class BulkItem(TransferBody):
-    """One transfer of many that have nothing to do with each other."""
-
-    key: Annotated[
-        str | None,
-        Field(
-            pattern=r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$",
-            strict=True,
-            description="An idempotency key of this item alone; else it is the request's with "
-            "`#` and the item's index, if the request has one.",
-        ),
-    ] = None
-
-
-class BulkBody(Request):
-    """Transfers with a result each; what is wrong with one does not concern the others."""
-
-    transfers: Annotated[
-        list[Any],
-        Field(min_length=1, description="At most `ledger.bulk_transfers_max`."),
-        WithJsonSchema(
-            {
-                "type": "array",
-                "minItems": 1,
-                "items": BulkItem.model_json_schema(),
-                "description": "At most `ledger.bulk_transfers_max`.",
-            }
-        ),
-    ]
-
-
-class PostBody(Request):
-    """How much of a pending transfer to post."""
-
-    amount: Annotated[
-        PositiveAmount | None,
-        Field(description="The rest is released. All of it when absent."),
-    ] = None
-
-
-class ReverseBody(Request):
-    """What to note with a reversal."""
-
-    metadata: Metadata = Field(default_factory=dict)
-
-
-class TransferOut(Answer):
-    """A transfer."""
-
-    id: Id
-    source_account_id: Id
-    target_account_id: Id
-    asset: str
-    amount: MoneyText
-    state: TransferState
-    posted_amount: Annotated[MoneyText, Field(description="What has reached the target.")]
-    expires_at: Timestamp | None
-    reverses: Annotated[Id | None, Field(description="The transfer that this one takes back.")]
-    reversed_by: Annotated[Id | None, Field(description="The one that took this one back.")]
-    group_id: Annotated[Id | None, Field(description="Shared by linked transfers.")]
-    metadata: dict[str, str]
-    created_at: Timestamp
-    updated_at: Timestamp
-
-
-class TransferPage(Answer):
-    """A page of transfers, newest first."""
-
-    items: list[TransferOut]
-    next: str | None
-
-
-class LinkedOut(Answer):
-    """Transfers that were made together."""
-
-    group_id: Id
-    transfers: list[TransferOut]
-
-
-class BulkResult(Answer):
-    """What became of one item: `transfer` with a status below 400, else `problem`."""
-
-    status: Annotated[int, Field(description="What a request of its own would have answered.")]
-    transfer: TransferOut | None = None
-    problem: dict[str, Any] | None = None
-    replayed: Annotated[
-        bool, Field(description="Whether it is the answer kept under the item's key.")
-    ] = False
-
-
-class BulkOut(Answer):
-    """A result for each item, in their order."""
-
-    results: list[BulkResult]
-
-
-def transfer_json(transfer: Transfer) -> dict[str, Any]:
-    """A transfer as `TransferOut` describes it, in JSON types."""
-    return {
-        "id": transfer.id,
-        "source_account_id": transfer.source_id,
-        "target_account_id": transfer.target_id,
-        "asset": transfer.asset,
-        "amount": money.text(transfer.amount),
-        "state": transfer.state,
-        "posted_amount": money.text(transfer.posted_amount),
-        "expires_at": transfer.expires_at,
-        "reverses": transfer.reverses,
-        "reversed_by": transfer.reversed_by,
-        "group_id": transfer.group_id,
-        "metadata": transfer.metadata,
-        "created_at": transfer.created_at,
-        "updated_at": transfer.updated_at,
-    }
-
-
-def _new(body: TransferBody, settings: LedgerSettings, place: str = "") -> NewTransfer:
-    """What the ledger is asked for; `place` is the JSON pointer of the body.
-
-    Raises:
-        Problem: A rule that no schema expresses is broken.
-    """
-    expires_in_s = body.expires_in_s
-    if expires_in_s is not None:
-        if not body.pending:
-            raise invalid("is for pending transfers only", pointer=f"{place}/expires_in_s")
-        if expires_in_s > settings.transfer_expiry_s_max:
-            raise invalid(
-                f"is at most {settings.transfer_expiry_s_max:g}", pointer=f"{place}/expires_in_s"
-            )
-    return NewTransfer(
-        id=new_id(),
-        source_id=body.source_account_id,
-        target_id=body.target_account_id,
-        asset=body.asset,
-        amount=body.amount,
-        pending=body.pending,
-        expires_in_s=expires_in_s,
-        metadata=body.metadata,
-    )
 
 
 def _made(made: tuple[Transfer, ...]) -> Response:
@@ -261,11 +101,12 @@ async def create_transfer(
 
     With `pending` it is only held: post it (in full or in part), void it, or let it expire.
     """
-    new = _new(body, parts.settings.ledger)
+    new = new_transfer(body, parts.settings.ledger)
     await own_account(parts, principal, new.source_id)
     once = await keyed(request, parts, principal, new.source_id, _made)
     desk = parts.orders.accounts
-    return respond(await flow.create(desk, actor_of(request, principal), new, once), _made)
+    outcome = await flow.create(desk, actor_of(request, principal), new, once)
+    return respond(outcome, _made, once)
 
 
 @routes.post(
@@ -288,7 +129,7 @@ async def create_linked_transfers(
     cannot be made refuses all; `facts.transfer` is its index.
     """
     settings = parts.settings.ledger
-    new = [_new(one, settings, f"/transfers/{n}") for n, one in enumerate(body.transfers)]
+    new = [new_transfer(one, settings, f"/transfers/{n}") for n, one in enumerate(body.transfers)]
     for source_id in dict.fromkeys(one.source_id for one in new):
         await own_account(parts, principal, source_id)
     once = await keyed(request, parts, principal, new[0].source_id, _linked)
@@ -356,7 +197,7 @@ async def _bulk_item(
     try:
         if isinstance(body, RequestValidationError):
             raise body
-        new = _new(body, parts.settings.ledger)
+        new = new_transfer(body, parts.settings.ledger)
         await own_account(parts, principal, new.source_id)
         key = body.key or key
         once = None
@@ -374,6 +215,9 @@ async def _bulk_item(
         request_id = request.scope.get("tbot.request_id", "")
         response = problem_response(error, request.scope, request_id)
         return {"status": response.status_code, "problem": msgspec.Raw(bytes(response.body))}
+    kept = rendered(once, outcome)
+    if kept is not None:
+        return {"status": 201, "transfer": msgspec.Raw(bytes(kept.body))}
     return {"status": 201, "transfer": transfer_json(outcome[0])}
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tbot.web.account_forms import AccountOut
-from tbot.web.transfers import BulkOut, LinkedOut, TransferOut, TransferPage
+from tbot.web.transfer_forms import BulkOut, LinkedOut, TransferOut, TransferPage
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
 

@@ -23,24 +23,23 @@ from tbot.journal.batch import Batch
 from tbot.journal.commands import SYSTEM, AccountState, Context
 from tbot.ledger.entries import Balance, ChangeAccount, Ledger, LimitChanges, Limits, OpenAccount
 from tbot.ledger.store import LedgerProjection
-from tbot.ledger.transfers import (
+from tbot.ledger.transfers import NewTransfer, Transfer, Transfers, create_transfers
+from tbot.ledger.transfers_commands import (
     ExpireTransfer,
-    NewTransfer,
     PostTransfer,
     ReverseTransfer,
-    Transfer,
-    Transfers,
     VoidTransfer,
-    create_transfers,
 )
 from tbot.ledger.transfers_store import TransfersProjection
 
 PROJECTIONS: list[Any] = [LedgerProjection(), TransfersProjection()]
 LIMITS = Limits(max_order_notional=Decimal(1), max_open_orders=1, price_collar=Decimal("0.05"))
 PLACES = [None, None, None, None, "paper", "paper", "other"]
-PENDING_MAX = 6
+PENDING_MAX = 3
 ZERO = Decimal(0)
-ACCOUNTS = st.integers(0, len(PLACES) - 1)
+# Mostly accounts of one place: else most transfers would be refused for that alone.
+CASH = st.integers(0, 3)
+ACCOUNTS = CASH | st.integers(0, len(PLACES) - 1)
 AMOUNTS = st.integers(1, 12_000).map(lambda cents: Decimal(cents) / 100)
 
 
@@ -99,6 +98,7 @@ class Desk(RuleBasedStateMachine):
     """Seven accounts in three places."""
 
     known = Bundle("known")
+    held = Bundle("held")
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,6 +177,17 @@ class Desk(RuleBasedStateMachine):
         self.note(new, pending, expires_in_s)
         return new.id
 
+    @rule(
+        target=held,
+        source=CASH,
+        other=CASH,
+        amount=st.integers(1, 3000).map(lambda cents: Decimal(cents) / 100),
+        expires_in_s=st.none() | st.integers(1, 50),
+    )
+    def hold(self, source: int, other: int, amount: Decimal, expires_in_s: int | None) -> Any:
+        """As `transfer`, but mostly possible."""
+        return self.transfer(source, other, amount, expires_in_s, True)
+
     def note(self, new: NewTransfer, pending: bool, expires_in_s: int | None = None) -> None:
         source, target = self.ids.index(new.source_id), self.ids.index(new.target_id)
         held = Held(source, target, new.amount, "pending")
@@ -192,7 +203,9 @@ class Desk(RuleBasedStateMachine):
     @rule(
         target=known,
         steps=st.lists(
-            st.tuples(ACCOUNTS, ACCOUNTS, AMOUNTS, st.booleans()), min_size=2, max_size=4
+            st.tuples(CASH, ACCOUNTS, AMOUNTS | st.just(Decimal(100)), st.booleans()),
+            min_size=2,
+            max_size=5,
         ),
     )
     def linked(self, steps: list[tuple[int, int, Decimal, bool]]) -> Any:
@@ -219,7 +232,7 @@ class Desk(RuleBasedStateMachine):
         assert {one.group_id for one in outcome} == {command.group_id}
         return multiple(*(one.id for one in new))
 
-    @rule(transfer_id=known, percent=st.none() | st.integers(1, 120))
+    @rule(transfer_id=held, percent=st.none() | st.integers(1, 120))
     def post(self, transfer_id: UUID, percent: int | None) -> None:
         one = self.model.transfers[transfer_id]
         amount = None
@@ -243,7 +256,23 @@ class Desk(RuleBasedStateMachine):
             self.model.free[one.target] += one.posted
             assert outcome.posted_amount == one.posted
 
-    @rule(transfer_id=known)
+    @rule(transfer_id=held, late=st.booleans())
+    def post_at_the_last_moment(self, transfer_id: UUID, late: bool) -> None:
+        """An instant before its time is over, or just when it is."""
+        one = self.model.transfers[transfer_id]
+        if one.state == "pending" and one.expires is not None:
+            instant = timedelta(microseconds=0 if late else 1)
+            self.now = max(self.now, one.expires - instant)
+        self.post(transfer_id, None)
+
+    @rule(source=CASH, other=CASH, more=st.integers(-1, 1))
+    def pass_through(self, source: int, other: int, more: int) -> None:
+        """Linked: all that the target has, with what it was sent just now, goes back: or 0.01 more."""
+        back = self.model.free[other] + self.model.overdraft[other] + 5 + Decimal(more) / 100
+        if back > 0:
+            self.linked([(source, other, Decimal(5), False), (other, source, back, False)])
+
+    @rule(transfer_id=held)
     def void(self, transfer_id: UUID) -> None:
         one = self.model.transfers[transfer_id]
         outcome = self.about(VoidTransfer, transfer_id)
@@ -257,7 +286,7 @@ class Desk(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
-    @rule(transfer_id=known)
+    @rule(transfer_id=held)
     def expire(self, transfer_id: UUID) -> None:
         """The sweeper may come at any time, twice, and for what is not due."""
         one = self.model.transfers[transfer_id]
@@ -266,7 +295,7 @@ class Desk(RuleBasedStateMachine):
             one.state = "expired"
             self.model.free[one.source] += one.amount
 
-    @rule(target=known, transfer_id=known)
+    @rule(target=known, transfer_id=known | held)
     def reverse(self, transfer_id: UUID) -> Any:
         one = self.model.transfers[transfer_id]
         reversal_id = new_id()
@@ -307,6 +336,27 @@ class Desk(RuleBasedStateMachine):
         if rest > 0 and self.model.why_not(source, other, rest) is None:
             self.transfer(source, other, rest, None, False)
         self.change_status(source, "closed")
+
+    @rule(source=CASH, other=CASH, number=st.integers(2, PENDING_MAX + 1))
+    def hold_several(self, source: int, other: int, number: int) -> None:
+        """Linked: those of one command count too."""
+        self.linked([(source, other, Decimal("0.01"), True)] * number)
+
+    @rule(transfer_id=held, other=CASH)
+    def close_its_target(self, transfer_id: UUID, other: int) -> None:
+        """A closed account gets nothing, however long ago it was promised."""
+        self.empty_and_close(self.model.transfers[transfer_id].target, other)
+        self.post(transfer_id, None)
+
+    @rule(account=CASH, other=CASH)
+    def owe(self, account: int, other: int) -> None:
+        """An overdraft that is taken away while it is used: nothing goes out any more."""
+        self.change_overdraft(account, Decimal(20))
+        rest = self.model.free[account] + 20
+        if rest > 0:
+            self.transfer(account, other, rest, None, False)
+        self.change_overdraft(account, ZERO)
+        self.transfer(account, other, Decimal(1), None, False)
 
     @rule(account=ACCOUNTS, most=st.integers(0, 60).map(Decimal))
     def change_overdraft(self, account: int, most: Decimal) -> None:
@@ -356,4 +406,4 @@ class Desk(RuleBasedStateMachine):
 
 
 TestDesk = Desk.TestCase
-TestDesk.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestDesk.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

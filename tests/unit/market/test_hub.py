@@ -8,44 +8,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamfakes import FakeFeed, FakeOutput
+from streamfakes import SYMBOL, Desk, FakeFeed, FakeOutput
 from tbot.core.settings import StreamSettings
 from tbot.market.channels import CHANNELS, Denied, Market, Wanted, wanted
 from tbot.market.feed import StaleChanged
 from tbot.market.hub import CLOSE_SILENT, Hub
-from tbot.market.subscribers import CLOSE_SLOW, Subscriber
+from tbot.market.subscribers import CLOSE_SLOW
 from tbot.market.topics import Frame
-
-SYMBOL = "BTC-USDT"
-
-
-class Desk:
-    """A hub with a feed and clients."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.hub = Hub(StreamSettings(flush_interval_ms=0, **limits))
-        self.feed = FakeFeed(SYMBOL, "ETH-USDT")
-        self.market = self.feed.market = Market(self.hub, self.feed)
-        self.hub.start(self.market.retire)
-
-    def client(self) -> tuple[Subscriber, FakeOutput]:
-        output = FakeOutput()
-        subscriber = Subscriber(self.hub, output, lambda: None)
-        self.hub.add(subscriber)
-        return subscriber, output
-
-    def sub(self, subscriber: Subscriber, channel: str, **parameters: Any) -> int:
-        wish = wanted(CHANNELS[channel], {"channel": channel, "symbol": SYMBOL, **parameters})
-        assert isinstance(wish, Wanted)
-        topic = self.market.topic(wish)
-        assert not isinstance(topic, Denied)
-        self.hub.subscribe(subscriber, [(topic, None)])
-        return topic.number
-
-    async def settle(self) -> None:
-        """Let every scheduled flush run."""
-        for _ in range(6):
-            await asyncio.sleep(0)
 
 
 async def test_trades_arrive_once_each_in_order() -> None:
