@@ -31,6 +31,7 @@ from tbot.db.access import require_durable, running_database
 from tbot.db.migrate import require_current
 from tbot.db.notify import NotifyBridge
 from tbot.db.pool import DATABASE_FAULTS, connect_committer, connect_listener, create_pool
+from tbot.gateway import switches
 from tbot.gateway.gateway import Gateway, GatewayParts
 from tbot.gateway.lease import LeaseWatch
 from tbot.journal.commands import Projection
@@ -51,9 +52,12 @@ from tbot.ledger.transfers_flow import Expiry
 from tbot.ledger.transfers_store import TransfersProjection
 from tbot.ledger.webhooks_delivery import Deliverer
 from tbot.ledger.webhooks_target import Sender
+from tbot.market.candle_feed import CandleFeed
+from tbot.market.candle_recorder import CandleRecorder
 from tbot.market.channels import Market
 from tbot.market.feed import MarketFeed
 from tbot.market.hub import Hub
+from tbot.market.status import Halt, StatusBoard
 from tbot.orders import store as orders_store
 from tbot.orders.flow import Instruments
 from tbot.orders.flow import Market as ReferencePrices
@@ -183,7 +187,7 @@ async def running(
         expiry.start()
         stack.push_async_callback(expiry.stop)
         instruments = Instruments()
-        venue = feed = gateway = None
+        venue = feed = gateway = candles = None
         if paper is not None:
             await instruments.reload(pool, PAPER)
             venue = BinanceVenue(
@@ -196,11 +200,13 @@ async def running(
             stack.push_async_callback(venue.stop)
             feed = MarketFeed(venue, settings.market)
             stack.push_async_callback(feed.stop)
+            candles = _candles(stack, settings, dsn, pool, venue, feed)
             gateway = await _connect(
-                stack, settings, dsn, pool, bus, committer, venue, feed, instruments
+                stack, settings, dsn, pool, bus, committer, venue, feed, candles, instruments
             )
         served = _served(stack, pool, gateway)
-        streams = _streams(stack, settings, feed, pool, bus, auth, committer)
+        status = None if feed is None else _status(stack, settings, pool, feed, served)
+        streams = _streams(stack, settings, feed, candles, status, pool, bus, auth, committer)
         venues: dict[str, Any] = {} if venue is None else {PAPER: venue}
         accounts = AccountDesk(
             pool,
@@ -227,7 +233,20 @@ async def running(
         payments = await _payments(stack, settings, dsn, bus, accounts, own_url)
         if settings.webhooks.enabled and "gateway" in settings.roles:
             _webhooks(stack, settings, dsn, pool, bus, committer)
-        app = build_app(Deps(settings, pool, auth, orders, feeds, streams, checks, payments))
+        app = build_app(
+            Deps(
+                settings,
+                pool,
+                auth,
+                orders,
+                feeds,
+                streams,
+                checks,
+                payments,
+                {} if candles is None else {PAPER: candles},
+                {} if status is None else {PAPER: status},
+            )
+        )
         yield Parts(
             settings, pool, bus, auth, committer, orders, feed, gateway, streams, app, checks
         )
@@ -259,6 +278,7 @@ async def _connect(
     committer: Committer,
     venue: BinanceVenue,
     feed: MarketFeed,
+    candles: CandleFeed,
     instruments: Instruments,
 ) -> Gateway | None:
     """Reach the venue in the background: instruments, then market data; orders in its role."""
@@ -269,6 +289,7 @@ async def _connect(
         instruments.put(venue.name, list(found))
         if not following:
             following = True
+            candles.start(found)
             feed.start(found)
 
     if "gateway" in settings.roles:
@@ -290,6 +311,45 @@ async def _connect(
     tasks.start(_learn(venue, pool, learned), "learn")
     stack.push_async_callback(tasks.stop)
     return None
+
+
+def _candles(
+    stack: AsyncExitStack,
+    settings: Settings,
+    dsn: str,
+    pool: asyncpg.Pool[asyncpg.Record],
+    venue: BinanceVenue,
+    feed: MarketFeed,
+) -> CandleFeed:
+    """Live candles; in the market role also what stores them, when it is this process's turn."""
+    candles = CandleFeed(venue, settings.candles)
+    feed.listen(candles.hear)
+    stack.push_async_callback(candles.stop)
+    if "market" in settings.roles:
+        recorder = CandleRecorder(pool, candles, settings.candles)
+        recording = duty.Duty(lambda: connect_listener(dsn), duty.CANDLES, recorder.run)
+        recording.start()
+        stack.push_async_callback(recording.stop)
+    return candles
+
+
+def _status(
+    stack: AsyncExitStack,
+    settings: Settings,
+    pool: asyncpg.Pool[asyncpg.Record],
+    feed: MarketFeed,
+    served: Callable[[str], bool],
+) -> StatusBoard:
+    async def halts() -> Sequence[Halt]:
+        async with pool.acquire() as connection:
+            turns = await switches.current(connection)
+        return [Halt(turn.name, turn.reason, turn.at) for turn in turns if turn.halted]
+
+    status = StatusBoard(
+        PAPER, feed, halts, lambda: served(PAPER), settings.market.status_interval_s
+    )
+    stack.push_async_callback(status.stop)
+    return status
 
 
 async def _payments(
@@ -386,15 +446,21 @@ def _streams(
     stack: AsyncExitStack,
     settings: Settings,
     feed: MarketFeed | None,
+    candles: CandleFeed | None,
+    status: StatusBoard | None,
     pool: asyncpg.Pool[asyncpg.Record],
     bus: Bus,
     auth: Auth,
     committer: Committer,
 ) -> Streams:
     hub = Hub(settings.stream)
-    market = Market(hub, feed if feed is not None else _NoMarket())
+    market = Market(hub, feed if feed is not None else _NoMarket(), candles, status)
     if feed is not None:
         feed.listen(market.hear)
+    if candles is not None:
+        candles.listen(market.hear)
+    if status is not None:
+        status.start(market.hear)
     journal = Journal(pool, bus, settings.stream)
     committer.listen(journal.remember)
     streams = Streams(settings.stream, hub, market, journal, auth, pool, bus)

@@ -13,6 +13,7 @@ from uuid import UUID
 import httpx
 
 from tbot.client.amounts import Amount, amount_text
+from tbot.client.candles import Candles
 from tbot.client.errors import OutcomeUnknown
 from tbot.client.http import Api
 from tbot.client.models import (
@@ -51,6 +52,7 @@ class TBotClient:
         http: Another transport, for tests.
 
     Attributes:
+        candles: Past candles, and how markets are.
         statements: What happened on accounts, also as files.
         transfers: Moving money between accounts.
         payments: Deposits and withdrawals.
@@ -84,6 +86,7 @@ class TBotClient:
         self._http = http or httpx.AsyncClient(base_url=self.base_url, timeout=timeout_s)
         self._tokens = TokenKeeper(self._http, username, password, token, refresh_token, retry_s)
         self._api = Api(self._http, self._tokens, retry_s)
+        self.candles = Candles(self._api)
         self.statements = Statements(self._api)
         self.transfers = Transfers(self._api)
         self.payments = Payments(self._api)

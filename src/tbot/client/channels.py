@@ -24,6 +24,7 @@ from tbot.client.models import (
     BestPrices,
     Entry,
     Gap,
+    MarketStatus,
     Ticker,
     Trade,
 )
@@ -185,9 +186,13 @@ class Channel:
 
 
 class LatestChannel(Channel):
-    """Best prices or ticker: every message stands for itself."""
+    """Best prices, ticker or status: every message stands for itself."""
 
-    _kinds: Final[dict[str, type[Any]]] = {"bbo": BestPrices, "ticker": Ticker}
+    _kinds: Final[dict[str, type[Any]]] = {
+        "bbo": BestPrices,
+        "ticker": Ticker,
+        "status": MarketStatus,
+    }
 
     async def take(self, message: dict[str, Any]) -> bool:
         """See `Channel.take`."""

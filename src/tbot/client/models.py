@@ -166,6 +166,56 @@ class Ticker:
 
 
 @dataclass(frozen=True, slots=True)
+class Candle:
+    """The trades of one interval in figures.
+
+    Attributes:
+        first_trade_id, last_trade_id: None where only the venue's own candle is known.
+        complete: No trade of it is missing.
+        closed: Its interval is over.
+    """
+
+    start: datetime
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    quote_volume: Decimal
+    trades: int
+    first_trade_id: int | None
+    last_trade_id: int | None
+    complete: bool
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """A switch that keeps new orders out."""
+
+    switch: str
+    reason: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MarketStatus:
+    """How a market is.
+
+    Attributes:
+        stale: Nothing was heard of it lately.
+        book: `live` or `rebuilding`.
+        orders: `sent`, `waiting` (no process sends them at the moment) or `halted`.
+    """
+
+    venue: str
+    stale: bool
+    book: str
+    orders: str
+    halts: list[Halt]
+
+
+@dataclass(frozen=True, slots=True)
 class BestPrices:
     """Best bid and offer with their sizes; an empty side is None."""
 

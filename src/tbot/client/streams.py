@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from tbot.client.backoff import FullJitter
 from tbot.client.book import Book
+from tbot.client.candles import CandleInterval, CandlesChannel
 from tbot.client.channels import (
     BookChannel,
     BookListener,
@@ -37,7 +38,16 @@ from tbot.client.errors import (
     TBotError,
     Unavailable,
 )
-from tbot.client.models import AccountSnapshot, BestPrices, Entry, Gap, Ticker, Trade
+from tbot.client.models import (
+    AccountSnapshot,
+    BestPrices,
+    Candle,
+    Entry,
+    Gap,
+    MarketStatus,
+    Ticker,
+    Trade,
+)
 from tbot.client.tokens import TokenKeeper
 
 PROTOCOL: Final = "tbot.v1.json"
@@ -136,6 +146,25 @@ class Stream:
         """A market in figures; the newest, at most once per interval."""
         parameters = {"symbol": symbol, "interval_ms": interval_ms}
         return self._join(LatestChannel("ticker", parameters), Subscription[Ticker])
+
+    def candles(
+        self, symbol: str, interval: CandleInterval = "1m", interval_ms: int = 250
+    ) -> Subscription[Candle]:
+        """The newest candles, then every one that closes, and the open one as it changes.
+
+        Each replaces an earlier one of the same `start`: a closed candle may come again when what
+        it lacked was found.
+
+        Args:
+            interval_ms: How often the open candle is told at most.
+        """
+        parameters = {"symbol": symbol, "interval": interval, "interval_ms": interval_ms}
+        return self._join(CandlesChannel("candles", parameters), Subscription[Candle])
+
+    def status(self, symbol: str) -> Subscription[MarketStatus]:
+        """How a market is, whenever that changes."""
+        channel = LatestChannel("status", {"symbol": symbol})
+        return self._join(channel, Subscription[MarketStatus])
 
     def book(
         self,

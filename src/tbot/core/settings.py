@@ -272,12 +272,61 @@ class MarketSettings(BaseModel):
         10.0, gt=0, description="Silence after which a market is marked stale."
     )
     trades_kept: int = Field(1000, ge=1, description="Recent trades kept per instrument.")
+    status_interval_s: float = Field(
+        1.0, gt=0, description="How often halts are looked at for the channel `status`."
+    )
     snapshots_in_flight_max: int = Field(4, ge=1, description="Book snapshots fetched at once.")
     changes_buffered_max: int = Field(
         10_000,
         ge=100,
         description="Book changes kept while a snapshot is awaited; then the older half goes.",
     )
+
+
+class CandleSettings(BaseModel):
+    """Candles: built from every trade, stored, and completed from the venue."""
+
+    pending_trades_max: int = Field(
+        10_000,
+        ge=1,
+        description="Trades of a market kept while missing ones are fetched; then those are given "
+        "up, and the candles around them are completed from the venue's own.",
+    )
+    backfill_trades_max: int = Field(
+        20_000,
+        ge=0,
+        description="Most missing trades fetched one by one; more are left to the venue's candles.",
+    )
+    backfill_timeout_s: float = Field(
+        10.0, gt=0, description="How long missing trades are tried to be fetched."
+    )
+    recent: int = Field(
+        100, ge=1, description="Newest closed candles of each market and interval in memory."
+    )
+    history: int = Field(
+        1000,
+        ge=0,
+        description="Past candles of each market and interval fetched when none are stored yet.",
+    )
+    queue_max: int = Field(
+        20_000,
+        ge=1,
+        description="Closed candles waiting to be stored; then the oldest are fetched again later.",
+    )
+    store_interval_s: float = Field(1.0, gt=0, description="How often closed candles are stored.")
+    repair_interval_s: float = Field(
+        5.0, gt=0, description="How often incomplete candles are asked for at the venue."
+    )
+    prune_interval_s: float = Field(
+        300.0, gt=0, description="How often candles beyond their days are deleted."
+    )
+    keep_1s_days: float = Field(2.0, ge=0, description="Days 1s candles are kept; 0 for ever.")
+    keep_1m_days: float = Field(90.0, ge=0, description="Days 1m candles are kept; 0 for ever.")
+    keep_5m_days: float = Field(365.0, ge=0, description="Days 5m candles are kept; 0 for ever.")
+    keep_15m_days: float = Field(0.0, ge=0, description="Days 15m candles are kept; 0 for ever.")
+    keep_1h_days: float = Field(0.0, ge=0, description="Days 1h candles are kept; 0 for ever.")
+    keep_4h_days: float = Field(0.0, ge=0, description="Days 4h candles are kept; 0 for ever.")
+    keep_1d_days: float = Field(0.0, ge=0, description="Days 1d candles are kept; 0 for ever.")
 
 
 class StreamSettings(BaseModel):
@@ -500,6 +549,7 @@ class Settings(BaseSettings):
     paper: PaperSettings = Field(default_factory=PaperSettings)
     exchange: ExchangeSettings = Field(default_factory=ExchangeSettings)
     market: MarketSettings = Field(default_factory=MarketSettings)
+    candles: CandleSettings = Field(default_factory=CandleSettings)
     stream: StreamSettings = Field(default_factory=StreamSettings)
     risk: RiskSettings = Field(default_factory=RiskSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)

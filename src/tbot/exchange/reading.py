@@ -109,7 +109,12 @@ def klines(caller: Caller, params: Params) -> Any:
     interval = mandatory(params, "interval")
     if interval not in INTERVALS:
         raise ExchangeRefusal(-1120, "Invalid interval.")
-    return caller.floor.tickers[symbol].klines(interval, limit_of(params, 500, 1000))
+    return caller.floor.tickers[symbol].klines(
+        interval,
+        limit_of(params, 500, 1000),
+        integer(params, "startTime"),
+        integer(params, "endTime"),
+    )
 
 
 def average_price(caller: Caller, params: Params) -> Any:

@@ -154,9 +154,21 @@ class Tickers:
             "count": day.count,
         }
 
-    def klines(self, interval: str, limit: int) -> list[list[Any]]:
-        """Candles of an interval, oldest first, the newest still open."""
-        return [kline(candle, INTERVALS[interval]) for candle in self._joined(interval)][-limit:]
+    def klines(
+        self, interval: str, limit: int, from_ms: int | None = None, to_ms: int | None = None
+    ) -> list[list[Any]]:
+        """Candles of an interval that begin within a span, oldest first, the newest still open.
+
+        The oldest of them where the span has a beginning, else the newest.
+        """
+        found = [
+            candle
+            for candle in self._joined(interval)
+            if candle.minute * _MINUTE_MS >= (from_ms or 0)
+            and (to_ms is None or candle.minute * _MINUTE_MS <= to_ms)
+        ]
+        chosen = found[-limit:] if from_ms is None else found[:limit]
+        return [kline(candle, INTERVALS[interval]) for candle in chosen]
 
     def current(self, interval: str) -> Candle | None:
         """The newest candle of an interval."""

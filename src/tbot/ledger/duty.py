@@ -26,6 +26,7 @@ _QUERY_TIMEOUT_S: Final = 5.0
 
 PAYMENTS: Final = 1
 WEBHOOKS: Final = 2
+CANDLES: Final = 3
 
 
 class Duty:

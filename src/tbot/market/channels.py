@@ -14,6 +14,9 @@ from typing import Any, Final, Protocol
 
 from tbot.core import clock, money
 from tbot.market.booktopic import BookTopic, BookView
+from tbot.market.candle_feed import CandleClosed, CandleEvent, CandlesMoved
+from tbot.market.candles import Candle, Interval
+from tbot.market.candletopics import CandlesTopic
 from tbot.market.feed import (
     BestChanged,
     BookChanged,
@@ -25,6 +28,7 @@ from tbot.market.feed import (
     Traded,
 )
 from tbot.market.hub import Hub, gaps_total
+from tbot.market.status import StatusChanged
 from tbot.market.ticker import Ticker
 from tbot.market.topics import LatestTopic, Slow, Topic, TradesTopic
 from tbot.venues.base import BestPrices, MarketTrade
@@ -36,6 +40,11 @@ DEPTHS: Final = (0, 5, 10, 20, 50, 100, 500, 1000)
 DEPTH_DEFAULT: Final = 50
 TRADES_RECENT: Final = 20
 """Trades in a snapshot of the channel `trades`."""
+CANDLES_RECENT: Final = 20
+"""Closed candles in a snapshot of the channel `candles`."""
+CANDLE_DEFAULT: Final = Interval.M1
+CANDLE_INTERVAL_MS: Final = 250
+"""How often an open candle is told when the subscriber does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,9 @@ class Channel:
         snapshot: What its first message holds.
         slow: What readers get who cannot keep up.
         intervals_ms, depths: Values that the parameters `interval_ms` and `depth` may take; empty
-            where the channel has no such parameter.
+            where the channel has no such parameter; `interval_ms` is what the first one is
+            when it is left out.
+        candles: Values of the parameter `interval`, likewise.
     """
 
     name: str
@@ -58,6 +69,8 @@ class Channel:
     slow: Slow
     intervals_ms: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
+    candles: tuple[str, ...] = ()
+    interval_ms: int = 0
 
 
 CHANNELS: Final = {
@@ -67,6 +80,17 @@ CHANNELS: Final = {
         Channel("bbo", "market:read", False, "latest", Slow.LATEST, INTERVALS_MS),
         Channel("book", "market:read", False, "levels", Slow.SNAPSHOT, INTERVALS_MS, DEPTHS),
         Channel("trades", "market:read", False, "newest trades", Slow.GAP),
+        Channel(
+            "candles",
+            "market:read",
+            False,
+            "newest candles",
+            Slow.GAP,
+            INTERVALS_MS,
+            candles=tuple(Interval),
+            interval_ms=CANDLE_INTERVAL_MS,
+        ),
+        Channel("status", "market:read", False, "latest", Slow.LATEST),
         Channel("account", "account:read", True, "balances, positions, open orders", Slow.CLOSE),
     )
 }
@@ -108,8 +132,9 @@ def wanted(channel: Channel, request: dict[str, Any]) -> Wanted | Denied:
         return Denied("bad_parameter", "symbol must be a market's name such as BTC-USDT")
     parameters: dict[str, Any] = {"symbol": symbol}
     for name, allowed, default in (
+        ("interval", channel.candles, CANDLE_DEFAULT.value),
         ("depth", channel.depths, DEPTH_DEFAULT),
-        ("interval_ms", channel.intervals_ms, 0),
+        ("interval_ms", channel.intervals_ms, channel.interval_ms),
     ):
         if not allowed:
             continue
@@ -148,19 +173,45 @@ class Source(Protocol):
         """Whether nothing was heard of the market for too long."""
 
 
+class Candles(Protocol):
+    """Where candles are read: `tbot.market.candle_feed.CandleFeed`."""
+
+    def open(self, symbol: str, interval: Interval) -> Candle | None:
+        """The open candle."""
+
+    def recent(self, symbol: str, interval: Interval, limit: int) -> Sequence[Candle]:
+        """The newest closed candles, oldest first."""
+
+
+class Statuses(Protocol):
+    """Where a market's status is read: `tbot.market.status.StatusBoard`."""
+
+    def status_json(self, symbol: str) -> dict[str, Any]:
+        """The status as the stream tells it."""
+
+
 class Market:
     """The market topics: made when first asked for, fed from the feed's events.
 
-    Register `hear` with `MarketFeed.listen`.
+    Register `hear` with `MarketFeed.listen` and `CandleFeed.listen`.
 
     Args:
         hub: Publishes what changes.
         source: The feed.
+        candles, statuses: None leaves those channels out.
     """
 
-    def __init__(self, hub: Hub, source: Source) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        source: Source,
+        candles: Candles | None = None,
+        statuses: Statuses | None = None,
+    ) -> None:
         self._hub = hub
         self._source = source
+        self._candles = candles
+        self._statuses = statuses
         self._topics: dict[tuple[Any, ...], Topic] = {}
         self._of: dict[tuple[str, str], list[Topic]] = {}
         self._heard = False
@@ -174,6 +225,10 @@ class Market:
             if not self._heard:  # just started: who comes back early need not give up
                 return Denied("unavailable", "the markets are not known yet", temporary=True)
             return Denied("unknown_symbol", "there is no such market")
+        if (wish.channel.candles and self._candles is None) or (
+            wish.channel.name == "status" and self._statuses is None
+        ):
+            return Denied("unavailable", f"this server has no channel {wish.channel.name}")
         topic = self._make(wish)
         self._topics[wish.key] = topic
         self._of.setdefault((wish.channel.name, wish.symbol), []).append(topic)
@@ -192,8 +247,15 @@ class Market:
             newest = self._source.trades(symbol, TRADES_RECENT)
             trades.recent.extend(trade_json(trade) for trade in reversed(newest))
             return trades
+        if name == "candles":
+            assert self._candles is not None
+            interval = Interval(wish.parameters["interval"])
+            view = partial(self._candles.open, symbol, interval)
+            recent = partial(self._candles.recent, symbol, interval, CANDLES_RECENT)
+            return CandlesTopic(*common, ring_bytes_max, view, recent)
         latest = LatestTopic(*common, ring_bytes_max)
-        latest.latest = self._bbo(symbol) if name == "bbo" else self._ticker(symbol)
+        read = {"bbo": self._bbo, "ticker": self._ticker, "status": self._status}[name]
+        latest.latest = read(symbol)
         return latest
 
     def retire(self, topic: Topic) -> None:
@@ -204,7 +266,7 @@ class Market:
         if topic in siblings:
             siblings.remove(topic)
 
-    def hear(self, symbol: str, event: FeedEvent) -> None:
+    def hear(self, symbol: str, event: FeedEvent | CandleEvent | StatusChanged) -> None:
         """Take one event of the feed, in order: encode it once and hand it to the hub."""
         self._heard = True
         match event:
@@ -212,8 +274,15 @@ class Market:
                 self._traded(symbol, event.trade)
             case BestChanged():
                 self._latest("bbo", symbol, self._bbo)
-            case TickerChanged() | StaleChanged():
+            case TickerChanged():
                 self._latest("ticker", symbol, self._ticker)
+            case StaleChanged():
+                self._latest("ticker", symbol, self._ticker)
+                self._latest("status", symbol, self._status)
+            case StatusChanged():
+                self._latest("status", symbol, self._status)
+            case CandlesMoved() | CandleClosed():
+                self._candle(symbol, event)
             case BookChanged():
                 for book in self._books(symbol):
                     book.update(event.bids, event.asks, event.at)
@@ -222,6 +291,7 @@ class Market:
                 for book in self._books(symbol):
                     book.reset()
                     self._hub.changed(book)
+                self._latest("status", symbol, self._status)
             case Missed():
                 self._missed(symbol, event)
 
@@ -252,6 +322,17 @@ class Market:
             topic.update(data)
             self._hub.changed(topic)
 
+    def _candle(self, symbol: str, event: CandlesMoved | CandleClosed) -> None:
+        for topic in self._of.get(("candles", symbol), ()):
+            assert isinstance(topic, CandlesTopic)
+            if isinstance(event, CandlesMoved):
+                topic.moved()
+            elif topic.interval is event.candle.interval:
+                topic.closed(event.candle)
+            else:
+                continue
+            self._hub.changed(topic)
+
     def _missed(self, symbol: str, missed: Missed) -> None:
         topics: list[Topic] = list(self._of.get(("trades", symbol), ()))
         if not missed.trades_only:
@@ -263,6 +344,10 @@ class Market:
             else:
                 topic.gap(missed.why)
             self._hub.changed(topic)
+        self._latest("status", symbol, self._status)
+
+    def _status(self, symbol: str) -> dict[str, Any] | None:
+        return None if self._statuses is None else self._statuses.status_json(symbol)
 
     def _bbo(self, symbol: str) -> dict[str, Any] | None:
         best = self._source.best(symbol)

@@ -216,6 +216,27 @@ class MarketTrade:
 
 
 @dataclass(frozen=True, slots=True)
+class Kline:
+    """A candle as the venue itself has it.
+
+    Attributes:
+        start_ms: First millisecond of its interval; `end_ms` the last, as epoch milliseconds.
+        volume: In the base asset; `quote_volume` in the quote asset.
+        trades: How many there were.
+    """
+
+    start_ms: int
+    end_ms: int
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    quote_volume: Decimal
+    trades: int
+
+
+@dataclass(frozen=True, slots=True)
 class BestPrices:
     """Best bid and offer with their sizes."""
 
@@ -314,6 +335,25 @@ class Venue(Protocol):
 
     async def depth_snapshot(self, instrument: Instrument) -> DepthSnapshot:
         """The book now, as deep as the venue gives it."""
+
+    async def trades_from(self, instrument: Instrument, trade_id: int) -> list[MarketTrade]:
+        """Public trades from an id on, ascending, as many as the venue gives at once.
+
+        The first may have a higher id: the venue has forgotten those before it.
+        """
+
+    async def klines(
+        self, instrument: Instrument, interval: str, from_ms: int, to_ms: int
+    ) -> list[Kline]:
+        """The venue's candles that begin within a span, ascending, as many as it gives at once.
+
+        Args:
+            interval: `1s`, `1m`, `5m`, `15m`, `1h`, `4h` or `1d`.
+            from_ms: Epoch milliseconds; `to_ms` is within the span. The last one may be open.
+
+        Raises:
+            VenueRefused: It has no candles of this interval.
+        """
 
 
 @dataclass(slots=True)

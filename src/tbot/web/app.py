@@ -16,6 +16,7 @@ from tbot import __version__
 from tbot.web import (
     accounts,
     callbacks,
+    candles,
     docs_page,
     health,
     history,
@@ -97,6 +98,7 @@ def build_app(deps: Deps) -> Application:
         callbacks,
         webhooks,
         market,
+        candles,
         tokens,
         users,
         health,

@@ -9,7 +9,9 @@ from tbot.auth.flow import Auth
 from tbot.auth.store import Pool
 from tbot.core.settings import Settings
 from tbot.ledger.payments_flow import PaymentDesk
+from tbot.market.candle_feed import CandleFeed
 from tbot.market.feed import MarketFeed
+from tbot.market.status import StatusBoard
 from tbot.orders.flow import OrderDesk
 from tbot.web.stream import Streams
 
@@ -28,6 +30,8 @@ class Deps:
         streams: Serves `/v1/stream`; None leaves the endpoint out.
         checks: By name, what has to be ready for `/health/ready`.
         payments: None takes no payments.
+        candles: Live candles, by venue.
+        statuses: How each venue's markets are, by venue.
     """
 
     settings: Settings
@@ -38,3 +42,5 @@ class Deps:
     streams: Streams | None = None
     checks: Mapping[str, Check] = field(default_factory=dict)
     payments: PaymentDesk | None = None
+    candles: Mapping[str, CandleFeed] = field(default_factory=dict)
+    statuses: Mapping[str, StatusBoard] = field(default_factory=dict)

@@ -91,8 +91,8 @@ def test_references_lead_somewhere_and_nothing_of_fastapis_own_errors_is_left(si
 def test_amounts_are_strings_everywhere(site: Any) -> None:
     """No JSON number but counts, sequences, scales and the like."""
     counts = {
-        "attempts", "base_scale", "expires_in", "expires_in_s", "from_sequence", "head",
-        "max_open_orders", "quote_scale", "requested", "seq",
+        "attempts", "base_scale", "expires_in", "expires_in_s", "first_trade_id",
+        "from_sequence", "head", "last_trade_id", "max_open_orders", "quote_scale", "requested", "seq",
         "sequence", "status", "trade_id", "trades", "update_id",
     }  # fmt: skip
     for schema in site.app.openapi()["components"]["schemas"].values():

@@ -38,7 +38,9 @@ from tbot.venues.base import (
     Capabilities,
     DepthSnapshot,
     Instrument,
+    Kline,
     MarketEvent,
+    MarketTrade,
     OrderReport,
     Placement,
     UserEvent,
@@ -61,6 +63,9 @@ _CANCEL_COSTS: Final[Costs] = {"weight:1m": 1, "raw:5m": 1}
 _QUERY_COSTS: Final[Costs] = {"weight:1m": 4, "raw:5m": 1}
 _DEPTH_LIMIT: Final = 1000
 _DEPTH_WEIGHT: Final = 50
+_TRADES_WEIGHT: Final = 25
+_KLINES_WEIGHT: Final = 2
+_PAGE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +269,35 @@ class BinanceVenue:
             priority=Priority.QUERY,
         )
         return readable(lambda: market_wire.depth_snapshot(symbol, answer))
+
+    async def trades_from(self, instrument: Instrument, trade_id: int) -> list[MarketTrade]:
+        """A thousand public trades from an id on; see `Venue.trades_from`."""
+        symbol = instrument.venue_symbol
+        answer = await self._rest.get(
+            "/api/v3/historicalTrades",
+            {"symbol": symbol, "fromId": trade_id, "limit": _PAGE},
+            weight=_TRADES_WEIGHT,
+            priority=Priority.BACKFILL,
+        )
+        return readable(lambda: [market_wire.past_trade(symbol, item) for item in answer])
+
+    async def klines(
+        self, instrument: Instrument, interval: str, from_ms: int, to_ms: int
+    ) -> list[Kline]:
+        """Up to a thousand of the venue's candles; see `Venue.klines`."""
+        answer = await self._rest.get(
+            "/api/v3/klines",
+            {
+                "symbol": instrument.venue_symbol,
+                "interval": interval,
+                "startTime": from_ms,
+                "endTime": to_ms,
+                "limit": _PAGE,
+            },
+            weight=_KLINES_WEIGHT,
+            priority=Priority.BACKFILL,
+        )
+        return readable(lambda: [market_wire.kline(item) for item in answer])
 
     async def _ask_time(self) -> int:
         answer = await self._rest.get("/api/v3/time", {}, weight=1, priority=Priority.RESOLVE)

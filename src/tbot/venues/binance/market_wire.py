@@ -1,6 +1,6 @@
 """Binance Spot's public messages, as pure translation.
 
-Entry points: `stream_names`, `market_event`, `depth_snapshot`.
+Entry points: `stream_names`, `market_event`, `depth_snapshot`, `past_trade`, `kline`.
 
 These are the hottest messages of the program, so prices are read with `Decimal` directly instead
 of `money.parse`: the venue writes them, no person does. Text that is no number raises here, and a
@@ -19,6 +19,7 @@ from tbot.venues.base import (
     DepthDiff,
     DepthSnapshot,
     Instrument,
+    Kline,
     Level,
     MarketTrade,
 )
@@ -85,4 +86,32 @@ def depth_snapshot(venue_symbol: str, answer: Json) -> DepthSnapshot:
     """The book of a `depth` answer."""
     return DepthSnapshot(
         venue_symbol, answer["lastUpdateId"], levels(answer["bids"]), levels(answer["asks"])
+    )
+
+
+def past_trade(venue_symbol: str, item: Json) -> MarketTrade:
+    """A trade of a `historicalTrades` answer."""
+    return MarketTrade(
+        venue_symbol,
+        item["id"],
+        Decimal(item["price"]),
+        Decimal(item["qty"]),
+        item["isBuyerMaker"],
+        from_ms(item["time"]),
+    )
+
+
+def kline(item: Sequence[Any]) -> Kline:
+    """A candle of a `klines` answer."""
+    start_ms, open_, high, low, close, volume, end_ms, quote_volume, trades = item[:9]
+    return Kline(
+        start_ms,
+        end_ms,
+        Decimal(open_),
+        Decimal(high),
+        Decimal(low),
+        Decimal(close),
+        Decimal(volume),
+        Decimal(quote_volume),
+        trades,
     )

@@ -34,6 +34,8 @@ from tbot.ledger.importing import check_file, import_file
 from tbot.ledger.payments_flow import apply_report
 from tbot.ledger.provider import Order, Report, Said
 from tbot.ledger.transfers import NewTransfer
+from tbot.market import candle_store
+from tbot.market.candles import Candle, Interval
 from tbot.orders import store as orders_store
 from tbot.web import stream_account
 
@@ -240,6 +242,25 @@ async def ask_stores(connection: Any, account_id: UUID) -> None:
     await payments_store.list_due(connection, [], 100)
     await payments_store.list_silent(connection, now, [], 100)
     await payments_store.list_expired(connection, now, 100)
+    await ask_candles(connection)
+
+
+async def ask_candles(connection: Any) -> None:
+    """What pages of candles and their recorder ask."""
+    candles = [
+        Candle(Interval.M1, start_ms, *[Decimal(1)] * 6, 1, None, None, True)
+        for start_ms in range(0, 6_000_000, 60_000)
+    ]
+    await candle_store.save(connection, "paper", [("BTC-USDT", one) for one in candles])
+    now, where = clock.utc_now(), ("paper", "BTC-USDT", Interval.M1)
+    for begin, end, newest_first in ((None, None, True), (clock.from_ms(0), now, False)):
+        await candle_store.page(connection, *where, begin, end, 10, newest_first=newest_first)
+    await candle_store.newest(connection, "paper", "BTC-USDT")
+    await candle_store.prune(connection, *where, clock.from_ms(120_000), 1)
+    wanted = candle_store.Gap("BTC-USDT", Interval.M1, 0, 60_000)
+    await candle_store.save_gaps(connection, "paper", [wanted])
+    (gap,) = await candle_store.gaps(connection, "paper")
+    await candle_store.close_gap(connection, gap)
 
 
 async def ask_after_a_lost_commit(site: Any) -> None:

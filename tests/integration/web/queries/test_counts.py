@@ -24,6 +24,8 @@ from tbot.ledger import webhooks
 from tbot.ledger.entries import Limits, OpenAccount
 from tbot.ledger.payments_commands import RequestWithdrawal
 from tbot.ledger.transfers import NewTransfer, create_transfers
+from tbot.market import candle_store
+from tbot.market.candles import Candle, Interval
 
 from .conftest import Recorder
 
@@ -68,6 +70,16 @@ async def cash_accounts(site: Any, amount: str = "1000") -> list[UUID]:
 async def accounts(site: Any, client: Any, _: str) -> str:
     await asyncio.gather(*(site.account(client) for _ in range(ITEMS)))
     return "/v1/accounts"
+
+
+async def candles(site: Any, _client: Any, _account_id: str) -> str:
+    made = [
+        ("BTC-USDT", Candle(Interval.M1, n * 60_000, *[Decimal(1)] * 6, 1, n, n, True))
+        for n in range(ITEMS)
+    ]
+    async with site.pool.acquire() as connection:
+        await candle_store.save(connection, "paper", made)
+    return "/v1/instruments/BTC-USDT/candles"
 
 
 async def orders(site: Any, client: Any, account_id: str) -> str:
@@ -197,6 +209,7 @@ async def dead_letters(site: Any, client: Any, _: str) -> str:
 
 
 CASES: dict[str, Fill] = {
+    "/v1/instruments/{symbol}/candles": candles,
     "/v1/accounts": accounts,
     "/v1/accounts/{account_id}/fills": fills,
     "/v1/accounts/{account_id}/journal": journal,
