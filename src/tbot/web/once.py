@@ -98,19 +98,39 @@ async def keyed(
             return None
     if content is None and await request.body():
         content = await request.json()
-    request_id = request.scope.get("tbot.request_id", "")
+    target = f"{request.method} {request.url.path}".encode()
+    request_id = request.scope.get("tbot.request_id")
+    return once_of(deps, principal, account_id, answer, key, target, content, request_id)
+
+
+def once_of(
+    deps: Deps,
+    principal: Principal,
+    account_id: UUID,
+    answer: Callable[[Any], Response],
+    key: str,
+    target: bytes,
+    content: Any,
+    request_id: str | None,
+) -> Once:
+    """What makes repetitions of a request recognisable, however it came.
+
+    Args:
+        account_id, answer: As for `keyed`.
+        target: Method and path of the route that does the same.
+        content: The request's body, parsed; None without one.
+    """
 
     def render(outcome: Any) -> Kept | None:
         if isinstance(outcome, Refused):
             if outcome.reason in PASSING:
                 return None
-            response = refused(outcome).response(request_id)
+            response = refused(outcome).response(request_id or "")
         else:
             response = answer(outcome)
         headers = {n: v for n, v in response.headers.items() if n in _KEPT_HEADERS}
         return Kept(response.status_code, headers, bytes(response.body))
 
-    target = f"{request.method} {request.url.path}".encode()
     fingerprint = content_of(deps.auth.keys.cursor_secret, target, _canonical(content))
     return Once(key_of(principal.user_id, account_id, key), fingerprint, render)
 
