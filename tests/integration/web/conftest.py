@@ -39,7 +39,7 @@ from tbot.ledger.provider_sim import SimulatedProvider
 from tbot.ledger.webhooks_delivery import Deliverer
 from tbot.ledger.webhooks_target import Sender
 from tbot.market.channels import Market
-from tbot.market.feed import MarketFeed, StaleChanged
+from tbot.market.feed import MarketFeed
 from tbot.market.hub import Hub
 from tbot.orders import store
 from tbot.orders.flow import Instruments, OrderDesk
@@ -282,6 +282,9 @@ async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
     instruments = Instruments()
     await instruments.reload(pool, "paper")
     feed = MarketFeed(QuietMarket(), MarketSettings())
+    hub = Hub(settings.stream)
+    market = Market(hub, feed)
+    feed.listen(market.hear)
     synced = asyncio.Event()
     feed.listen(lambda symbol, _: synced.set() if feed.book("BTC-USDT") else None)
     feed.start(markets)
@@ -310,10 +313,6 @@ async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
         pool, settings.simulated_provider, CALLBACK_SECRET, "http://test", 300.0
     )
     payments = PaymentDesk(pool, committer, accounts, provider, rules_of(settings.payments))
-    hub = Hub(settings.stream)
-    market = Market(hub, feed)
-    feed.listen(market.hear)
-    feed.tell("BTC-USDT", StaleChanged(False))
     journal = Journal(pool, bus, settings.stream)
     committer.listen(journal.remember)
     streams = Streams(settings.stream, hub, market, journal, auth, pool, bus)
