@@ -268,7 +268,7 @@ async def authenticate(auth: Auth, token: str) -> Principal:
 
 
 async def living(auth: Auth, session_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the sessions that live, in one query: for connections that outlive their first check.
+    """Those of the sessions that live, in one query: for connections that outlive a check.
 
     To be asked every few seconds, for at most some hundreds at once.
     """

@@ -24,7 +24,7 @@ from tbot.web.deps import Deps
 from tbot.web.problems import Problem, refused
 
 _KEY: Final = re.compile(r'"([\x21\x23-\x5b\x5d-\x7e]{1,128})"|([\x21\x23-\x5b\x5d-\x7e]{1,128})')
-_KEPT_HEADERS: Final = ("content-type", "location", "etag")
+_KEPT_HEADERS: Final = frozenset({b"content-type", b"location", b"etag"})
 _canonical = msgspec.json.Encoder(order="sorted").encode
 
 KeyHeader = Annotated[
@@ -98,8 +98,8 @@ async def keyed(
             return None
     if content is None and await request.body():
         content = await request.json()
-    target = f"{request.method} {request.url.path}".encode()
-    request_id = request.scope.get("tbot.request_id")
+    target = f"{request.method} {request.scope['path']}".encode()
+    request_id = request.scope.get("tbot.request_id", "")
     return once_of(deps, principal, account_id, answer, key, target, content, request_id)
 
 
@@ -111,7 +111,7 @@ def once_of(
     key: str,
     target: bytes,
     content: Any,
-    request_id: str | None,
+    request_id: str,
 ) -> Once:
     """What makes repetitions of a request recognisable, however it came.
 
@@ -120,23 +120,42 @@ def once_of(
         target: Method and path of the route that does the same.
         content: The request's body, parsed; None without one.
     """
+    fingerprint = content_of(deps.auth.keys.cursor_secret, target, _canonical(content))
+    rendering = _Rendering(answer, request_id)
+    return Once(key_of(principal.user_id, account_id, key), fingerprint, rendering)
 
-    def render(outcome: Any) -> Kept | None:
+
+class _Rendering:
+    """Makes the answer that is kept, and remembers the response that it was made from."""
+
+    __slots__ = ("_answer", "_request_id", "made")
+
+    def __init__(self, answer: Callable[[Any], Response], request_id: str) -> None:
+        self._answer = answer
+        self._request_id = request_id
+        self.made: tuple[Any, Response] | None = None
+
+    def __call__(self, outcome: Any) -> Kept | None:
         if isinstance(outcome, Refused):
             if outcome.reason in PASSING:
                 return None
-            response = refused(outcome).response(request_id or "")
+            response = refused(outcome).response(self._request_id)
         else:
-            response = answer(outcome)
-        headers = {n: v for n, v in response.headers.items() if n in _KEPT_HEADERS}
+            response = self._answer(outcome)
+            self.made = outcome, response
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in response.raw_headers
+            if name in _KEPT_HEADERS
+        }
         return Kept(response.status_code, headers, bytes(response.body))
 
-    fingerprint = content_of(deps.auth.keys.cursor_secret, target, _canonical(content))
-    return Once(key_of(principal.user_id, account_id, key), fingerprint, render)
 
-
-def respond(outcome: Any, answer: Callable[[Any], Response]) -> Response:
+def respond(outcome: Any, answer: Callable[[Any], Response], once: Once | None = None) -> Response:
     """The response to a flow's outcome: a kept one again, or a new one.
+
+    Args:
+        once: What the flow was given: the response that was made to be kept is sent itself.
 
     Raises:
         Problem: It was refused.
@@ -145,7 +164,16 @@ def respond(outcome: Any, answer: Callable[[Any], Response]) -> Response:
         return replayed(outcome)
     if isinstance(outcome, Refused):
         raise refused(outcome)
-    return answer(outcome)
+    return rendered(once, outcome) or answer(outcome)
+
+
+def rendered(once: Once | None, outcome: Any) -> Response | None:
+    """The response that was made of this very outcome to keep it, if it was."""
+    if once is not None and isinstance(once.render, _Rendering):
+        made = once.render.made
+        if made is not None and made[0] is outcome:
+            return made[1]
+    return None
 
 
 def replayed(kept: Kept) -> Response:

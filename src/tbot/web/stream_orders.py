@@ -247,9 +247,17 @@ class OrderLine:
         once = None
         if key is not None:
             once = once_of(
-                deps, principal, body.account_id, placed, key, PLACE_TARGET, item, actor.request
+                deps,
+                principal,
+                body.account_id,
+                placed,
+                key,
+                PLACE_TARGET,
+                item,
+                actor.request or "",
             )
-        return respond(await flow.place(deps.orders, actor, body.account_id, wanted, once), placed)
+        outcome = await flow.place(deps.orders, actor, body.account_id, wanted, once)
+        return respond(outcome, placed, once)
 
     async def _cancel(
         self, item: Any, principal: Principal, actor: Actor, key: str | None
@@ -261,10 +269,10 @@ class OrderLine:
         if key is not None:
             target = f"DELETE /v1/orders/{order_id}".encode()
             once = once_of(
-                deps, principal, order.account_id, canceled, key, target, None, actor.request
+                deps, principal, order.account_id, canceled, key, target, None, actor.request or ""
             )
         outcome = await flow.cancel(deps.orders, actor, order.account_id, order.id, once)
-        return respond(outcome, canceled)
+        return respond(outcome, canceled, once)
 
     async def _cancel_all(
         self, item: Any, principal: Principal, actor: Actor, key: str | None
