@@ -43,6 +43,7 @@ from tbot.client.models import (
     Trade,
     ValuedAmount,
 )
+from tbot.client.ordering import NewOrder
 from tbot.client.payments import Delivery, Payment, Webhook
 from tbot.client.statements import Movement, StatementEnds
 from tbot.client.streams import Stream
@@ -66,6 +67,7 @@ __all__ = [
     "Instrument",
     "Limits",
     "Movement",
+    "NewOrder",
     "NewTransfer",
     "NotFound",
     "Order",

@@ -319,7 +319,8 @@ def _deny(denied: Denial) -> Problem:
 @routes.get(
     "/events",
     operation_id="follow_events",
-    response_class=EventStream,
+    status_code=200,
+    response_class=Response,
     responses={
         200: {
             "description": "Events, until either side ends it.",
