@@ -186,12 +186,12 @@ class OrderLine:
             op, self._cancel_all
         )
         try:
-            answers = await asyncio.gather(
-                *(
-                    self._answered(op, do, item, principal, key)
-                    for item, key in zip(items, keys, strict=True)
-                )
-            )
+            work = [
+                self._answered(op, do, item, principal, key)
+                for item, key in zip(items, keys, strict=True)
+            ]
+            # One alone needs no task of its own.
+            answers = [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
         finally:
             self._in_flight -= len(items)
             self._desk.begun(-len(items))

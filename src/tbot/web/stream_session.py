@@ -520,8 +520,8 @@ class Session:
         ended: dict[int, Topic | None] = {}
         unknown: list[Any] = []
         for number in numbers:
-            if not isinstance(number, int):
-                unknown.append(number)
+            if not isinstance(number, int) or abs(number) >= 1 << 53:
+                unknown.append(number if isinstance(number, str) else None)
                 continue
             if number in ended:
                 continue

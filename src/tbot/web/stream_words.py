@@ -57,8 +57,11 @@ def read(codec: Codec, raw: str | bytes) -> dict[str, Any]:
             message = _msgpack(data)
             _check_plain(message, DEPTH_MAX)
         else:
-            message = _json(data)
-            parse_json(data, DEPTH_MAX)  # no member twice
+            message = parse_json(data, DEPTH_MAX)
+            if b"\\u" in data:
+                _json(data)  # half of a surrogate pair is no text
+            if not isinstance(message, dict):
+                raise Malformed("not an object")
     except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, Problem) as error:
         raise Malformed(str(error)) from None
     return message
@@ -161,7 +164,7 @@ def resume_of(resume: Any) -> tuple[int, str | None]:
     well_formed = (
         isinstance(seq, int)
         and not isinstance(seq, bool)
-        and seq >= 0
+        and 0 <= seq < 1 << 53
         and isinstance(prefix, str)
         and len(prefix) == HASH_PREFIX_DIGITS
     )

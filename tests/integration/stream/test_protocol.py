@@ -181,6 +181,12 @@ async def test_wrong_types_are_told_and_harm_nothing(new_stack: Any, protocol: s
     for more in ({"symbol": 5}, {"symbol": ""}, {"symbol": "x" * 40}, {"depth": 5}, {"x": 1}):
         (sub,) = await client.sub({"channel": "trades", "symbol": BTC, **more})
         assert sub["error"]["code"] == "bad_parameter", more
+    account_id = str(await stack.account())
+    resume = {"seq": 1 << 60, "hash": "0" * 16}
+    (sub,) = await client.sub({"channel": "account", "account_id": account_id, "resume": resume})
+    assert sub["error"]["code"] == "bad_parameter"
+    await client.say(op="unsub", chs=[1 << 60, 1.5, "x", 10**6, None, [1]])
+    assert (await client.hear())["unknown"] == [None, None, "x", 10**6, None, None]
     for id in ("x", 1.5, True, 1 << 60, [1], None):
         await client.say(op="ping", id=id)
         assert await client.hear() == {"op": "pong"}

@@ -292,8 +292,8 @@ async def test_how_many_may_be_under_way_is_bounded(trading: Trader, monkeypatch
 async def test_a_flood_of_orders_is_told_and_then_closed(trading: Trader) -> None:
     trading.site.settings.stream.orders_per_s_max = 5.0
     client = await trading.stream()
-    for id in range(60):
-        await client.say(op="cancel", id=id, order_id=str(new_id()))
+    for number in range(60):
+        await client.say(op="cancel", id=number, order_id=str(new_id()))
     heard = []
     with pytest.raises(ConnectionClosed):
         while True:
