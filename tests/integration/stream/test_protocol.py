@@ -60,7 +60,7 @@ async def test_an_event_is_encoded_once_per_protocol_and_only_where_it_is_read(
     clients = [await stack.client(subprotocols=[JSON]) for _ in range(3)]
     for client in clients:
         await client.sub({"channel": "trades", "symbol": BTC})
-    topics = [topic for topic in stack.streams.market._topics.values()]
+    topics = list(stack.streams.market._topics.values())
     assert [topic.codec.protocol for topic in topics] == [JSON]
     codecs = {topic.codec for topic in topics}
     packed = [await stack.client(subprotocols=[MSGPACK]) for _ in range(3)]
@@ -123,7 +123,7 @@ NOT_MESSAGES = [
     (JSON, '{"op":"ping","op":"ping"}'),
     (JSON, '{"op":NaN}'),
     (JSON, '{"a":"\\ud800","op":"ping"}'),
-    (JSON, json.dumps({"op": "ping", "x": eval("[" * 40 + "]" * 40)})),  # noqa: S307
+    (JSON, json.dumps({"op": "ping", "x": eval("[" * 40 + "]" * 40)})),
     (JSON, packed({"op": "ping"})),
     (MSGPACK, '{"op":"ping"}'),
     (MSGPACK, b""),
@@ -171,10 +171,10 @@ async def test_wrong_types_are_told_and_harm_nothing(new_stack: Any, protocol: s
     stack = await new_stack(messages_per_s_max=1000)
     await stack.user()
     client = await stack.client(subprotocols=[protocol])
-    for id, (message, code) in enumerate(WRONG):
-        await client.say(id=id, **message)
+    for number, (message, code) in enumerate(WRONG):
+        await client.say(id=number, **message)
         error = await client.hear()
-        assert (error["id"], error["code"]) == (id, code), message
+        assert (error["id"], error["code"]) == (number, code), message
     for wish in (5, None, [], {}, {"channel": 5}, {"channel": ["x"]}, {"channel": "*"}):
         (sub,) = await client.sub(wish)
         assert sub["error"]["code"] == "unknown_channel", wish
@@ -187,8 +187,8 @@ async def test_wrong_types_are_told_and_harm_nothing(new_stack: Any, protocol: s
     assert sub["error"]["code"] == "bad_parameter"
     await client.say(op="unsub", chs=[1 << 60, 1.5, "x", 10**6, None, [1]])
     assert (await client.hear())["unknown"] == [None, None, "x", 10**6, None, None]
-    for id in ("x", 1.5, True, 1 << 60, [1], None):
-        await client.say(op="ping", id=id)
+    for number in ("x", 1.5, True, 1 << 60, [1], None):
+        await client.say(op="ping", id=number)
         assert await client.hear() == {"op": "pong"}
 
 

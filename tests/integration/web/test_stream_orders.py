@@ -124,9 +124,9 @@ async def test_a_key_means_the_same_here_and_on_rest(trading: Trader) -> None:
     await client.say(op="place", id=3, key="k-1", order=trading.order(quantity="0.2"))
     refused = await client.hear_answer(3)
     assert refused["op"] == "error" and refused["code"] == "idempotency_key_reused"
-    for id in (4, 5):
-        await client.say(op="place", id=id, key="k-2", orders=[order, order])
-    results = [(await client.hear_answer(id))["results"] for id in (4, 5)]
+    for number in (4, 5):
+        await client.say(op="place", id=number, key="k-2", orders=[order, order])
+    results = [(await client.hear_answer(number))["results"] for number in (4, 5)]
     assert [one["order"]["id"] for one in results[0]] == [one["order"]["id"] for one in results[1]]
     await client.say(op="place", id=6, key="k-3", order=trading.order(quantity="9000"))
     poor = await client.hear_answer(6)
@@ -161,9 +161,9 @@ BAD_MESSAGES: list[tuple[dict[str, Any], int, str | None]] = [
 async def test_bad_messages_get_problem_documents(trading: Trader, protocol: str) -> None:
     client = await trading.stream(protocol)
     before = await trading.site.journal_size()
-    for id, (message, status, code) in enumerate(BAD_MESSAGES):
-        await client.say(id=id, **message)
-        error = await client.hear_answer(id)
+    for number, (message, status, code) in enumerate(BAD_MESSAGES):
+        await client.say(id=number, **message)
+        error = await client.hear_answer(number)
         assert error["op"] == "error" and error["temporary"] is False, message
         assert error["problem"]["status"] == status, message
         assert error["code"] == error["problem"]["code"] == (code or error["code"]), message
@@ -186,11 +186,11 @@ BAD_ORDERS: list[dict[str, Any]] = [
 
 async def test_bad_orders_are_refused_as_on_rest(trading: Trader) -> None:
     client = await trading.stream()
-    for id, changes in enumerate(BAD_ORDERS):
+    for number, changes in enumerate(BAD_ORDERS):
         order = trading.order(**changes)
         rest = await trading.http.post("/v1/orders", json=order)
-        await client.say(op="place", id=id, order=order)
-        error = await client.hear_answer(id)
+        await client.say(op="place", id=number, order=order)
+        error = await client.hear_answer(number)
         document, ours = rest.json(), error["problem"]
         assert rest.status_code >= 400 and ours.pop("request_id") != document.pop("request_id")
         assert ours == document and error["msg"] == document["detail"]
@@ -275,8 +275,8 @@ async def test_how_many_may_be_under_way_is_bounded(trading: Trader, monkeypatch
 
     monkeypatch.setattr(flow, "place", slow)
     client = await trading.stream()
-    for id in (1, 2, 3):
-        await client.say(op="place", id=id, order=trading.order())
+    for number in (1, 2, 3):
+        await client.say(op="place", id=number, order=trading.order())
     error = await client.hear()
     assert error["id"] == 3 and error["code"] == "too_many_in_flight"
     assert error["temporary"] and error["retry_after_ms"] > 0
@@ -318,9 +318,9 @@ async def test_what_the_write_path_says_is_told_as_on_rest(
     monkeypatch.setattr(flow, "place", faulty)
     client = await trading.stream()
     told = []
-    for id in range(3):
-        await client.say(op="place", id=id, order=trading.order())
-        told.append(await client.hear_answer(id))
+    for number in range(3):
+        await client.say(op="place", id=number, order=trading.order())
+        told.append(await client.hear_answer(number))
     codes = [(one["code"], one["temporary"], one["retry_after_ms"]) for one in told]
     assert codes == [
         ("overloaded", True, 2000),
