@@ -1,4 +1,4 @@
-"""The words of the stream: close codes, errors, and what a client's members may be. Pure."""
+"""The words of the stream: close codes, errors, and what a client's messages may be."""
 
 from __future__ import annotations
 

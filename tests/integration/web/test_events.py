@@ -230,15 +230,17 @@ async def test_it_counts_as_a_connection(page: Page, problem: Any, eventually: A
     settings.clients_per_user_max = 1
     bearer = {"Authorization": f"Bearer {await page.site.token('ann')}"}
     params = {"channels": f"bbo:{BTC}"}
-    async with httpx.AsyncClient(base_url=page.url, timeout=10) as client:
-        async with page.follow(f"bbo:{BTC}") as source:
-            await source.next("snap")
-            answer = await client.get("/v1/events", params=params, headers=bearer)
-            problem(answer, 429, "too_many_clients")
-            assert int(answer.headers["retry-after"]) >= 1
-            settings.clients_max = 1
-            answer = await client.get("/v1/events", params=params, headers=bearer)
-            problem(answer, 503, "overloaded")
+    async with (
+        httpx.AsyncClient(base_url=page.url, timeout=10) as client,
+        page.follow(f"bbo:{BTC}") as source,
+    ):
+        await source.next("snap")
+        answer = await client.get("/v1/events", params=params, headers=bearer)
+        problem(answer, 429, "too_many_clients")
+        assert int(answer.headers["retry-after"]) >= 1
+        settings.clients_max = 1
+        answer = await client.get("/v1/events", params=params, headers=bearer)
+        problem(answer, 503, "overloaded")
     await eventually(lambda: not streams.hub.subscribers)
     assert not streams.admission.users and not streams.admission.addresses
     assert streams.admission.newcomers == 0
