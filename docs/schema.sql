@@ -51,6 +51,52 @@ CREATE TABLE public.balances (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE public.candle_gaps (
+    id bigint NOT NULL,
+    venue text NOT NULL,
+    symbol text NOT NULL,
+    interval_s integer NOT NULL,
+    from_at timestamp with time zone NOT NULL,
+    to_at timestamp with time zone NOT NULL,
+    CONSTRAINT candle_gaps_check CHECK ((from_at <= to_at)),
+    CONSTRAINT candle_gaps_interval_s_check CHECK ((interval_s > 0))
+);
+
+ALTER TABLE public.candle_gaps ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.candle_gaps_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.candles (
+    venue text NOT NULL,
+    symbol text NOT NULL,
+    interval_s integer NOT NULL,
+    start_at timestamp with time zone NOT NULL,
+    open public.amount NOT NULL,
+    high public.amount NOT NULL,
+    low public.amount NOT NULL,
+    close public.amount NOT NULL,
+    volume public.amount NOT NULL,
+    quote_volume public.amount NOT NULL,
+    trades bigint NOT NULL,
+    first_id bigint,
+    last_id bigint,
+    complete boolean NOT NULL,
+    stored_at timestamp with time zone NOT NULL,
+    CONSTRAINT candles_check CHECK ((((high)::numeric >= (open)::numeric) AND ((high)::numeric >= (close)::numeric))),
+    CONSTRAINT candles_check1 CHECK ((((low)::numeric > (0)::numeric) AND ((low)::numeric <= (open)::numeric) AND ((low)::numeric <= (close)::numeric))),
+    CONSTRAINT candles_close_check CHECK (((close)::numeric > (0)::numeric)),
+    CONSTRAINT candles_interval_s_check CHECK ((interval_s > 0)),
+    CONSTRAINT candles_open_check CHECK (((open)::numeric > (0)::numeric)),
+    CONSTRAINT candles_quote_volume_check CHECK (((quote_volume)::numeric > (0)::numeric)),
+    CONSTRAINT candles_trades_check CHECK ((trades > 0)),
+    CONSTRAINT candles_volume_check CHECK (((volume)::numeric > (0)::numeric))
+);
+
 CREATE TABLE public.counters (
     name text NOT NULL,
     asset text NOT NULL,
@@ -290,6 +336,16 @@ CREATE TABLE public.simulated_payments (
     CONSTRAINT simulated_payments_outcome_check CHECK ((outcome = ANY (ARRAY['succeeded'::text, 'failed'::text, 'returned'::text])))
 );
 
+CREATE TABLE public.stream_tickets (
+    hash bytea NOT NULL,
+    user_id uuid NOT NULL,
+    session_id uuid NOT NULL,
+    scope text NOT NULL,
+    token_expires_at_s bigint NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT stream_tickets_hash_check CHECK ((length(hash) = 32))
+);
+
 CREATE TABLE public.streams (
     account_id uuid NOT NULL,
     seq bigint NOT NULL,
@@ -415,6 +471,15 @@ ALTER TABLE ONLY public.assets
 ALTER TABLE ONLY public.balances
     ADD CONSTRAINT balances_pkey PRIMARY KEY (account_id, asset);
 
+ALTER TABLE ONLY public.candle_gaps
+    ADD CONSTRAINT candle_gaps_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.candle_gaps
+    ADD CONSTRAINT candle_gaps_venue_symbol_interval_s_from_at_to_at_key UNIQUE (venue, symbol, interval_s, from_at, to_at);
+
+ALTER TABLE ONLY public.candles
+    ADD CONSTRAINT candles_pkey PRIMARY KEY (venue, symbol, interval_s, start_at);
+
 ALTER TABLE ONLY public.counters
     ADD CONSTRAINT counters_pkey PRIMARY KEY (name, asset, lane);
 
@@ -468,6 +533,9 @@ ALTER TABLE ONLY public.simulated_payments
 
 ALTER TABLE ONLY public.simulated_payments
     ADD CONSTRAINT simulated_payments_reference_key UNIQUE (reference);
+
+ALTER TABLE ONLY public.stream_tickets
+    ADD CONSTRAINT stream_tickets_pkey PRIMARY KEY (hash);
 
 ALTER TABLE ONLY public.streams
     ADD CONSTRAINT streams_pkey PRIMARY KEY (account_id);
@@ -536,6 +604,12 @@ CREATE INDEX sessions_user ON public.sessions USING btree (user_id) WHERE (ended
 
 CREATE INDEX simulated_payments_due ON public.simulated_payments USING btree (due_at) WHERE (NOT told);
 
+CREATE INDEX stream_tickets_expiry ON public.stream_tickets USING btree (expires_at);
+
+CREATE INDEX stream_tickets_session ON public.stream_tickets USING btree (session_id);
+
+CREATE INDEX stream_tickets_user ON public.stream_tickets USING btree (user_id);
+
 CREATE INDEX switch_changes_name ON public.switch_changes USING btree (name, id);
 
 CREATE INDEX transfers_expiring ON public.transfers USING btree (expires_at) WHERE ((state = 'pending'::text) AND (expires_at IS NOT NULL));
@@ -566,6 +640,9 @@ ALTER TABLE ONLY public.refresh_tokens
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id);
 
+ALTER TABLE ONLY public.stream_tickets
+    ADD CONSTRAINT stream_tickets_session_id_fkey FOREIGN KEY (session_id) REFERENCES public.sessions(id) ON DELETE CASCADE;
+
 ALTER TABLE ONLY public.webhook_deliveries
     ADD CONSTRAINT webhook_deliveries_webhook_id_fkey FOREIGN KEY (webhook_id) REFERENCES public.webhooks(id) ON DELETE CASCADE;
 
@@ -574,6 +651,10 @@ GRANT SELECT,INSERT,UPDATE ON TABLE public.accounts TO tbot_app;
 GRANT SELECT,INSERT,UPDATE ON TABLE public.assets TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.balances TO tbot_app;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.candle_gaps TO tbot_app;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.candles TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.counters TO tbot_app;
 
@@ -608,6 +689,8 @@ GRANT SELECT,INSERT ON TABLE public.shared_secrets TO tbot_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.signing_keys TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.simulated_payments TO tbot_app;
+
+GRANT SELECT,INSERT,DELETE ON TABLE public.stream_tickets TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.streams TO tbot_app;
 

@@ -52,6 +52,9 @@ class FakeFeed:
     def knows(self, symbol: str) -> bool:
         return symbol in self.books
 
+    def symbols(self) -> list[str]:
+        return list(self.books)
+
     def book(self, symbol: str) -> FakeBook | None:
         return None if symbol in self.void else self.books[symbol]
 

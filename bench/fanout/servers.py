@@ -62,6 +62,9 @@ class Bench:
     def knows(self, symbol: str) -> bool:
         return symbol in self.trades_of
 
+    def symbols(self) -> Sequence[str]:
+        return list(self.trades_of)
+
     def trades(self, _symbol: str, _limit: int) -> Sequence[Any]:
         return ()
 

@@ -153,7 +153,7 @@ async def _ours(dsn: str, options: dict[str, Any], each: bool = False) -> None:
             if each:
                 pool = await asyncpg.create_pool(dsn, min_size=CONNECTIONS, max_size=CONNECTIONS)
                 orders = dataclasses.replace(orders, committer=OneTransactionEach(pool))  # type: ignore[arg-type]
-            app = build_app(Deps(settings, parts.pool, parts.auth, orders))
+            app = build_app(Deps(settings, parts.pool, parts.auth, orders, streams=parts.streams))
         else:
             while await parts.unready():
                 await asyncio.sleep(0.05)

@@ -475,6 +475,9 @@ class _NoMarket:
     def knows(self, _symbol: str) -> bool:
         return False
 
+    def symbols(self) -> Sequence[str]:
+        return ()
+
     def book(self, _symbol: str) -> None:
         return None
 

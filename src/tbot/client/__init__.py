@@ -46,6 +46,7 @@ from tbot.client.models import (
     Trade,
     ValuedAmount,
 )
+from tbot.client.ordering import NewOrder
 from tbot.client.payments import Delivery, Payment, Webhook
 from tbot.client.statements import Movement, StatementEnds
 from tbot.client.streams import Stream
@@ -72,6 +73,7 @@ __all__ = [
     "Limits",
     "MarketStatus",
     "Movement",
+    "NewOrder",
     "NewTransfer",
     "NotFound",
     "Order",

@@ -28,6 +28,7 @@ from tbot.client.models import (
     Ticker,
     Trade,
 )
+from tbot.client.ordering import NewOrder
 from tbot.client.payments import Payments, Webhooks
 from tbot.client.statements import Moment, Statements, moment_text
 from tbot.client.streams import GapListener, Stream
@@ -256,23 +257,18 @@ class TBotClient:
             OutcomeUnknown: Call again with its `client_order_id` to learn what became of it.
         """
         key = client_order_id or f"sdk-{secrets.token_hex(14)}"
-        body: dict[str, Any] = {
-            "account_id": str(account_id),
-            "symbol": symbol,
-            "side": side,
-            "type": "market" if limit_price is None else "limit",
-            "client_order_id": key,
-        }
-        amounts = {
-            "quantity": quantity,
-            "quote_amount": quote_amount,
-            "limit_price": limit_price,
-        }
-        body |= {name: amount_text(value) for name, value in amounts.items() if value is not None}
-        if time_in_force is not None:
-            body["time_in_force"] = time_in_force
-        if post_only:
-            body["post_only"] = True
+        order = NewOrder(
+            account_id,
+            symbol,
+            side,
+            quantity,
+            quote_amount,
+            limit_price,
+            time_in_force,
+            post_only,
+            key,
+        )
+        body = order.body()
         try:
             return await self._api.request(Order, "POST", "/v1/orders", json=body, wait_s=wait_s)
         except OutcomeUnknown as error:
@@ -337,13 +333,14 @@ class TBotClient:
 
     # Streams
 
-    def stream(self, on_gap: GapListener | None = None) -> Stream:
+    def stream(self, on_gap: GapListener | None = None, packed: bool = False) -> Stream:
         """A stream of market data and private events; use it as an async context manager.
 
         Args:
             on_gap: Called whenever something was missed on a public channel.
+            packed: Whether messages are in msgpack: smaller, and quicker to read.
         """
-        stream = Stream(self.base_url, self._tokens, on_gap, self._streams.discard)
+        stream = Stream(self.base_url, self._tokens, on_gap, self._streams.discard, packed)
         self._streams.add(stream)
         return stream
 

@@ -330,13 +330,33 @@ class CandleSettings(BaseModel):
 
 
 class StreamSettings(BaseModel):
-    """WebSocket clients."""
+    """Clients of the stream: WebSockets and server-sent events."""
 
     clients_max: int = Field(10_000, ge=1, description="Connections; then 503.")
+    newcomers_max: int = Field(
+        1000, ge=1, description="Connections that have not logged in yet; then 503."
+    )
+    admission_lag_ms_max: float = Field(
+        500.0,
+        gt=0,
+        description="How late the server's own timers may be; then newcomers get 503, and those "
+        "who are connected are served.",
+    )
+    ticket_ttl_s: float = Field(
+        30.0, gt=0, le=300, description="How long a ticket of `/v1/stream/tickets` is good."
+    )
+    tickets_max: int = Field(100, ge=1, description="Unused tickets of one user; then 503.")
     auth_timeout_s: float = Field(5.0, gt=0, description="First message must log in within this.")
     subscriptions_max: int = Field(256, ge=1, description="Subscriptions of one connection.")
     message_bytes_max: int = Field(65_536, ge=1024, description="Largest inbound message.")
     messages_per_s_max: float = Field(20.0, gt=0, description="Inbound messages, sustained.")
+    orders_per_s_max: float = Field(
+        1000.0, gt=0, description="Orders placed and canceled on one connection, sustained."
+    )
+    orders_per_message_max: int = Field(50, ge=1, description="Orders in one message.")
+    orders_in_flight_max: int = Field(
+        256, ge=1, description="Orders of one connection whose answer is under way."
+    )
     queue_bytes_max: int = Field(
         262_144,
         ge=4096,

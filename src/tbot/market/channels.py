@@ -30,7 +30,7 @@ from tbot.market.feed import (
 from tbot.market.hub import Hub, gaps_total
 from tbot.market.status import StatusChanged
 from tbot.market.ticker import Ticker
-from tbot.market.topics import LatestTopic, Slow, Topic, TradesTopic
+from tbot.market.topics import JSON, Codec, LatestTopic, Slow, Topic, TradesTopic
 from tbot.venues.base import BestPrices, MarketTrade
 
 INTERVALS_MS: Final = (0, 50, 100, 250, 500, 1000, 5000)
@@ -38,6 +38,8 @@ INTERVALS_MS: Final = (0, 50, 100, 250, 500, 1000, 5000)
 DEPTHS: Final = (0, 5, 10, 20, 50, 100, 500, 1000)
 """Depths of a book that may be asked for; 0 stands for every level."""
 DEPTH_DEFAULT: Final = 50
+EVERY: Final = "*"
+"""The symbol that stands for every market."""
 TRADES_RECENT: Final = 20
 """Trades in a snapshot of the channel `trades`."""
 CANDLES_RECENT: Final = 20
@@ -105,6 +107,9 @@ class Denied:
     temporary: bool = False
 
 
+UNKNOWN_YET: Final = Denied("unavailable", "the markets are not known yet", temporary=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a subscriber asked for, checked."""
@@ -156,6 +161,9 @@ class Source(Protocol):
 
     def knows(self, symbol: str) -> bool:
         """Whether there is such a market."""
+
+    def symbols(self) -> Sequence[str]:
+        """All markets."""
 
     def book(self, symbol: str) -> BookView | None:
         """The market's book, None while it is not in sync."""
@@ -216,30 +224,37 @@ class Market:
         self._of: dict[tuple[str, str], list[Topic]] = {}
         self._heard = False
 
-    def topic(self, wish: Wanted) -> Topic | Denied:
-        """The topic of a checked wish."""
-        found = self._topics.get(wish.key)
+    def symbols(self) -> Sequence[str] | Denied:
+        """The markets that `*` stands for."""
+        return self._source.symbols() if self._heard else UNKNOWN_YET
+
+    def topic(self, wish: Wanted, codec: Codec = JSON) -> Topic | Denied:
+        """The topic of a checked wish, written in a codec; made when first asked for."""
+        key = (codec.protocol, *wish.key)
+        found = self._topics.get(key)
         if found is not None:
             return found
         if not self._source.knows(wish.symbol):
             if not self._heard:  # just started: who comes back early need not give up
-                return Denied("unavailable", "the markets are not known yet", temporary=True)
+                return UNKNOWN_YET
             return Denied("unknown_symbol", "there is no such market")
         if (wish.channel.candles and self._candles is None) or (
             wish.channel.name == "status" and self._statuses is None
         ):
             return Denied("unavailable", f"this server has no channel {wish.channel.name}")
-        topic = self._make(wish)
-        self._topics[wish.key] = topic
+        topic = self._make(wish, codec)
+        topic.codec = codec
+        self._topics[key] = topic
         self._of.setdefault((wish.channel.name, wish.symbol), []).append(topic)
         return topic
 
-    def _make(self, wish: Wanted) -> Topic:
+    def _make(self, wish: Wanted, codec: Codec) -> Topic:
         name, slow, symbol = wish.channel.name, wish.channel.slow, wish.symbol
         common = (self._hub.next_number(), name, wish.parameters, slow)
         ring_bytes_max = self._hub.settings.queue_bytes_max
         if name == "book":
             book = BookTopic(*common, ring_bytes_max, partial(self._source.book, symbol))
+            book.codec = codec  # before the first frame, which is made now
             book.reset()
             return book
         if name == "trades":

@@ -12,7 +12,7 @@ from prometheus_client import Counter
 
 from tbot.core.settings import StreamSettings
 from tbot.market.groups import WRITE_BYTES_MAX, Group, Interest
-from tbot.market.topics import Batch, Frame, Run, Slow, Topic, control
+from tbot.market.topics import JSON, Batch, Frame, Run, Slow, Topic, control
 
 CLOSE_SLOW: Final = 4101
 
@@ -100,7 +100,7 @@ def due(topic: Topic, cursor: int | None) -> list[Frame]:
             newest = topic.newest_half()
             last = newest[0].seq - 1
             gap = {"op": "gap", "ch": topic.number, "seq": last, "from": cursor + 1}
-            notice = control({**gap, "to": last, "why": "slow"})
+            notice = control({**gap, "to": last, "why": "slow"}, topic.codec)
             notice.seq = last
             return [notice, *newest]
         case _:
@@ -118,6 +118,7 @@ class Subscriber:
         interest: What it subscribes to.
         cursors: Its place in each of its topics, None where a snapshot is due; no such thing while
             it is in step with a group.
+        codec: How its messages are written; its topics are of the same.
         waiting_bytes: Bytes of control and private frames that wait for the output.
         deadline_at: Loop time at which `on_deadline` is to be called; infinite for never.
         tick: The timing wheel's own.
@@ -125,8 +126,8 @@ class Subscriber:
 
     __slots__ = (
         "_control", "_desk", "_group", "_private", "_private_bytes", "_room",
-        "blocked_since", "closing", "cursors", "deadline_at", "interest", "on_close", "on_deadline",
-        "output", "pinged_at", "tick", "waiting_bytes",
+        "blocked_since", "closing", "codec", "cursors", "deadline_at", "interest", "on_close",
+        "on_deadline", "output", "pinged_at", "tick", "waiting_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -142,6 +143,7 @@ class Subscriber:
         self.on_deadline = on_deadline
         self.deadline_at = inf
         self.closing = False
+        self.codec = JSON
         self.interest = desk.nothing
         self.cursors: dict[Topic, int | None] | None = {}
         self._group: Group | None = None
@@ -199,7 +201,7 @@ class Subscriber:
         """Queue an answer. A client that does not read its answers is closed as slow."""
         if self.closing:
             return
-        frame = control(message)
+        frame = control(message, self.codec)
         if self._control is None:
             self._control = []
         self._control.append(frame)
@@ -320,7 +322,7 @@ class Subscriber:
         closes_total.labels(str(code)).inc()
         self._end()
         if last is not None and self.output.ready:
-            self.output.write(Batch([Run([control(last)])]))
+            self.output.write(Batch([Run([control(last, self.codec)])]))
         self.output.close(code, reason)
         self._tell_owner()
 

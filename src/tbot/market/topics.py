@@ -1,12 +1,13 @@
 """What clients subscribe to: numbered frames in a bounded ring. Pure: no I/O, no clock, no task.
 
-Entry points: `Frame`, `Run` and `Batch` (frames joined for writing), `Topic` and its kinds
-`LatestTopic`, `TradesTopic` and, in `tbot.market.booktopic`, `BookTopic`.
+Entry points: `Codec` (`JSON`, `MSGPACK`), `Frame`, `Run` and `Batch` (frames joined for writing),
+`Topic` and its kinds `LatestTopic`, `TradesTopic` and, in `tbot.market.booktopic`, `BookTopic`.
 
 Invariants:
 
 1. A frame is encoded once; every subscriber of its topic gets the same bytes. Frames that follow
-   the same number are joined once for all who are due them.
+   the same number are joined once for all who are due them. A topic belongs to one codec, so what
+   nobody reads as msgpack is never encoded as it.
 2. Sequence numbers of a topic only grow. In contiguous topics (trades, book) every number is the
    number of exactly one frame; in latest-value topics it counts updates, so that a jump tells how
    many were conflated.
@@ -17,13 +18,11 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import msgspec
-
-encode = msgspec.json.Encoder().encode
 
 
 class Slow(StrEnum):
@@ -44,6 +43,10 @@ class Frame:
 
     __slots__ = ("_framed", "_text", "at", "payload", "seq")
 
+    binary: ClassVar[bool] = False
+    """Whether it is a binary WebSocket message, not a text."""
+    _first: ClassVar[int] = 0x81
+
     def __init__(self, seq: int, payload: bytes) -> None:
         self.seq = seq
         self.payload = payload
@@ -61,22 +64,58 @@ class Frame:
 
     @property
     def framed(self) -> bytes:
-        """The payload as an unfragmented, unmasked WebSocket text frame (RFC 6455, 5.2)."""
+        """The payload as an unfragmented, unmasked WebSocket frame (RFC 6455, 5.2)."""
         if self._framed is None:
             size_bytes = len(self.payload)
             if size_bytes < 126:
-                header = bytes((0x81, size_bytes))
+                header = bytes((self._first, size_bytes))
             elif size_bytes < 1 << 16:
-                header = b"\x81\x7e" + size_bytes.to_bytes(2, "big")
+                header = bytes((self._first, 126)) + size_bytes.to_bytes(2, "big")
             else:
-                header = b"\x81\x7f" + size_bytes.to_bytes(8, "big")
+                header = bytes((self._first, 127)) + size_bytes.to_bytes(8, "big")
             self._framed = header + self.payload
         return self._framed
 
 
-def control(message: dict[str, Any]) -> Frame:
+class BinaryFrame(Frame):
+    """A frame whose payload is no text."""
+
+    __slots__ = ()
+
+    binary = True
+    _first = 0x82
+
+
+class Codec:
+    """How a protocol writes its messages, which are the same in all of them.
+
+    Args:
+        protocol: The WebSocket subprotocol that stands for it.
+        encode: From a message of JSON types to bytes.
+        binary: Whether messages are binary ones.
+    """
+
+    __slots__ = ("binary", "encode", "protocol")
+
+    def __init__(self, protocol: str, encode: Callable[[Any], bytes], binary: bool) -> None:
+        self.protocol = protocol
+        self.encode = encode
+        self.binary = binary
+
+    def frame(self, seq: int, message: dict[str, Any]) -> Frame:
+        """A message as a frame."""
+        payload = self.encode(message)
+        return BinaryFrame(seq, payload) if self.binary else Frame(seq, payload)
+
+
+JSON: Final = Codec("tbot.v1.json", msgspec.json.Encoder().encode, False)
+MSGPACK: Final = Codec("tbot.v1.msgpack", msgspec.msgpack.Encoder().encode, True)
+CODECS: Final = {codec.protocol: codec for codec in (JSON, MSGPACK)}
+
+
+def control(message: dict[str, Any], codec: Codec = JSON) -> Frame:
     """A frame for one client: an answer, an error, a notice."""
-    return Frame(0, encode(message))
+    return codec.frame(0, message)
 
 
 class Run:
@@ -148,6 +187,7 @@ class Topic:
 
     __slots__ = (
         "channel",
+        "codec",
         "frames",
         "head",
         "interval_ms",
@@ -177,6 +217,8 @@ class Topic:
         self.parameters = parameters
         self.slow = slow
         self.ring_bytes_max = ring_bytes_max
+        self.codec = JSON
+        """Set it before anything is published."""
         self.interval_ms: int = parameters.get("interval_ms", 0)
         self.seq = 0
         self.head = 0
@@ -195,7 +237,8 @@ class Topic:
 
     def push(self, op: str, **fields: Any) -> Frame:
         """Encode a message under the current sequence number and keep it in the ring."""
-        frame = Frame(self.seq, encode({"op": op, "ch": self.number, "seq": self.seq, **fields}))
+        message = {"op": op, "ch": self.number, "seq": self.seq, **fields}
+        frame = self.codec.frame(self.seq, message)
         self.frames.append(frame)
         self.head = frame.seq
         if self.runs:
@@ -249,7 +292,7 @@ class Topic:
         if data is None:
             return None
         message = {"op": "snap", "ch": self.number, "seq": self.seq, "data": data}
-        self.snapshot_frame = Frame(self.seq, encode(message))
+        self.snapshot_frame = self.codec.frame(self.seq, message)
         return self.snapshot_frame
 
     @property

@@ -18,6 +18,7 @@ from tbot.web import (
     callbacks,
     candles,
     docs_page,
+    events,
     health,
     history,
     market,
@@ -26,6 +27,7 @@ from tbot.web import (
     payments,
     statements,
     stream,
+    tickets,
     tokens,
     transfers,
     users,
@@ -36,6 +38,7 @@ from tbot.web.edge import Edge
 from tbot.web.exports import Exports
 from tbot.web.lean import Application
 from tbot.web.problems import Problem, problem_of
+from tbot.web.stream_orders import OrderEntry
 
 _DESCRIPTION: Final = """
 An order API that cannot lose or double an order, on a double-entry ledger.
@@ -56,6 +59,7 @@ _TAGS: Final = [
     {"name": "orders", "description": "Place, follow and cancel orders."},
     {"name": "payments", "description": "Deposits and withdrawals of cash accounts."},
     {"name": "webhooks", "description": "What happens on accounts, sent to an address of yours."},
+    {"name": "stream", "description": "Market data and private events as they happen."},
     {"name": "market", "description": "Instruments and market data."},
     {"name": "health", "description": "For those who operate T-Bot."},
 ]
@@ -106,7 +110,10 @@ def build_app(deps: Deps) -> Application:
         app.router.routes.extend(module.routes.routes)
     if deps.streams is not None:
         app.state.streams = deps.streams
+        deps.streams.orders = OrderEntry(deps)
         app.router.routes.extend(stream.router.routes)
+        app.router.routes.extend(tickets.routes.routes)
+        app.router.routes.extend(events.routes.routes)
     if deps.settings.http.public_docs:
         app.router.routes.extend(docs_page.docs_routes())
         app.add_api_route("/openapi.json", _schema, include_in_schema=False)

@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from tbot.auth.flow import authenticate
 from tbot.core.ids import random_hex
-from tbot.web import metrics
+from tbot.web import events, metrics
 from tbot.web.dependencies import PRINCIPAL, current_principal, get_deps
 from tbot.web.deps import Deps
 from tbot.web.edge import ALWAYS, DEFAULTS, REQUEST_ID, log_request, problem_response
@@ -133,8 +133,11 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         plan = None
-        if scope["type"] == "http" and scope["method"] == "POST":
-            plan = self._plans.get(scope["path"])
+        if scope["type"] == "http":
+            if scope["method"] == "POST":
+                plan = self._plans.get(scope["path"])
+            elif scope["path"] == events.PATH:
+                events.prepare(scope, send)
         if plan is None:
             await super().__call__(scope, receive, send)
             return

@@ -98,9 +98,28 @@ async def keyed(
             return None
     if content is None and await request.body():
         content = await request.json()
-    request_id = request.scope.get("tbot.request_id", "")
-
     target = f"{request.method} {request.scope['path']}".encode()
+    request_id = request.scope.get("tbot.request_id", "")
+    return once_of(deps, principal, account_id, answer, key, target, content, request_id)
+
+
+def once_of(
+    deps: Deps,
+    principal: Principal,
+    account_id: UUID,
+    answer: Callable[[Any], Response],
+    key: str,
+    target: bytes,
+    content: Any,
+    request_id: str,
+) -> Once:
+    """What makes repetitions of a request recognisable, however it came.
+
+    Args:
+        account_id, answer: As for `keyed`.
+        target: Method and path of the route that does the same.
+        content: The request's body, parsed; None without one.
+    """
     fingerprint = content_of(deps.auth.keys.cursor_secret, target, _canonical(content))
     rendering = _Rendering(answer, request_id)
     return Once(key_of(principal.user_id, account_id, key), fingerprint, rendering)

@@ -259,27 +259,28 @@ async def place_order(
     """
     wanted = order_request(body)
     await own_account(parts, principal, body.account_id)
-    once = await keyed(request, parts, principal, body.account_id, _placed)
+    once = await keyed(request, parts, principal, body.account_id, placed)
     outcome = await flow.place(
         parts.orders, actor_of(request, principal), body.account_id, wanted, once
     )
     wait_s = preferred_wait_s(prefer, parts.settings.http.wait_s_max)
     if wait_s is None or not isinstance(outcome, Placed):
-        return respond(outcome, _placed, once)
+        return respond(outcome, placed, once)
     order = outcome.order
     if outcome.replayed or not flow.settled(order):
         order = await flow.wait_for(parts.orders, order, flow.settled, wait_s)
-    response = _placed(Placed(order, outcome.replayed))
+    response = placed(Placed(order, outcome.replayed))
     response.headers["Preference-Applied"] = f"wait={wait_s:g}"
     return response
 
 
-def _placed(placed: Placed) -> Response:
-    order = placed.order
+def placed(result: Placed) -> Response:
+    """The answer to an order that was accepted, now or before."""
+    order = result.order
     headers = {"Location": f"/v1/orders/{order.id}", "ETag": _tag(order)}
-    if placed.replayed:
+    if result.replayed:
         headers["Idempotent-Replayed"] = "true"
-    return json_answer(order_json(order), 200 if placed.replayed else 201, headers)
+    return json_answer(order_json(order), 200 if result.replayed else 201, headers)
 
 
 @routes.get(
@@ -374,19 +375,20 @@ async def cancel_order(
 ) -> Response:
     """Ask for an order's cancellation. Repeating it is harmless."""
     order = await own_order(parts, principal, order_id)
-    once = await keyed(request, parts, principal, order.account_id, _canceled)
+    once = await keyed(request, parts, principal, order.account_id, canceled)
     outcome = await flow.cancel(
         parts.orders, actor_of(request, principal), order.account_id, order.id, once
     )
     wait_s = preferred_wait_s(prefer, parts.settings.http.wait_s_max)
     if wait_s is None or not isinstance(outcome, Order):
-        return respond(outcome, _canceled)
-    response = _canceled(await flow.wait_for(parts.orders, outcome, _ended, wait_s))
+        return respond(outcome, canceled)
+    response = canceled(await flow.wait_for(parts.orders, outcome, _ended, wait_s))
     response.headers["Preference-Applied"] = f"wait={wait_s:g}"
     return response
 
 
-def _canceled(order: Order) -> Response:
+def canceled(order: Order) -> Response:
+    """The answer to a cancellation that is under way, or needless."""
     return json_answer(order_json(order), 200 if order.final else 202)
 
 

@@ -70,6 +70,11 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     "insufficient_scope": Kind(
         403, "Insufficient scope", "Ask for a token with the scope that the document names."
     ),
+    "origin_not_allowed": Kind(
+        403,
+        "Origin not allowed",
+        "The operator lists in `stream.origins` which web pages may connect.",
+    ),
     "not_found": Kind(
         404, "Not found", "There is no such thing, or it is not yours: the two look the same."
     ),
@@ -90,6 +95,15 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     ),
     "validation_failed": Kind(
         422, "Validation failed", "Correct what `errors` lists; nothing was done."
+    ),
+    "amend_unsupported": Kind(
+        422, "Amending is not supported", "Cancel the order and place another one."
+    ),
+    "too_many_clients": Kind(
+        429,
+        "Too many connections",
+        "As many of the stream as a user or an address may have. Close one, or try again after "
+        "`Retry-After`.",
     ),
     "internal_error": Kind(
         500,

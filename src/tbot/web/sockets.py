@@ -308,7 +308,8 @@ class AsgiOutput:
     async def _deliver(self, batch: Batch) -> None:
         try:
             for frame in batch:
-                await self._send({"type": "websocket.send", "text": frame.text})
+                what = {"bytes": frame.payload} if frame.binary else {"text": frame.text}
+                await self._send({"type": "websocket.send", **what})
         except (OSError, RuntimeError):  # the peer is gone; the receiving side hears of it
             return
         finally:

@@ -11,16 +11,13 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections import Counter as Tally
 from http import HTTPStatus
-from typing import Any, Final, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 import msgspec
 import structlog
 from fastapi import APIRouter, WebSocket
-from prometheus_client import Counter
 from starlette.responses import Response
 
 from tbot.auth import flow as auth_flow
@@ -34,9 +31,13 @@ from tbot.journal.cursors import Journal, Pool
 from tbot.market.channels import Market
 from tbot.market.hub import CLOSE_DRAIN, Hub
 from tbot.market.subscribers import Output
+from tbot.market.topics import CODECS, JSON, Codec
 from tbot.web.sockets import EXTENSION, AsgiOutput, StreamSocket, denial
+from tbot.web.stream_admission import Admission, Denial, codec_of, denied_total
 from tbot.web.stream_session import Session
-from tbot.web.stream_words import PROTOCOL
+
+if TYPE_CHECKING:
+    from tbot.web.stream_orders import OrderEntry
 
 _log = structlog.get_logger(__name__)
 
@@ -45,8 +46,6 @@ SESSIONS_INTERVAL_S: Final = 5.0
 SESSIONS_PAUSE_S: Final = 0.1
 SESSIONS_PER_QUERY: Final = 500
 DRAIN_BATCHES: Final = 20
-
-_denied_total = Counter("tbot_stream_denied", "Connections refused.", ["code"])
 
 router = APIRouter()
 
@@ -90,27 +89,33 @@ class Streams:
         self.epoch = secrets.token_hex(8)
         """Names this run of the server: market sequences mean nothing beyond it."""
         self._bus = bus
+        self.admission = Admission(settings, lambda: len(hub.subscribers))
+        self.orders: OrderEntry | None = None
+        """Takes orders; None while nobody does. The application sets it."""
         self._sessions: set[Session] = set()
-        self._users: Tally[UUID] = Tally()
-        self._addresses: Tally[str] = Tally()
-        self._draining = False
 
     def start(self) -> None:
         """Begin to watch over login sessions; the hub and the journal begin too."""
         self.hub.start(self.market.retire)
         self.journal.start()
         self.tasks.start(self._watch_sessions(), "login_sessions")
+        self.tasks.start(self.admission.measure(), "lag")
 
     async def stop(self) -> None:
         """End everything that `start` began; safe to call twice. Call `drain` first."""
-        self._draining = True
+        self.admission.draining = True
         await self.hub.stop()
         await self.journal.stop()
         await self.tasks.stop()
 
     async def drain(self) -> None:
-        """Send everybody away, in batches, to come back at once; admit nobody any more."""
-        self._draining = True
+        """Send everybody away, in batches, to come back at once; admit nobody any more.
+
+        Orders that are under way are answered first, if that does not take too long.
+        """
+        self.admission.draining = True
+        if self.orders is not None:
+            await self.orders.settle(self.settings.drain_s)
         subscribers = list(self.hub.subscribers)
         random.shuffle(subscribers)
         size = max(1, -(-len(subscribers) // DRAIN_BATCHES))
@@ -132,107 +137,65 @@ class Streams:
     async def serve(self, websocket: WebSocket) -> None:
         """One connection from its handshake to its end."""
         address = websocket.client.host if websocket.client is not None else ""
-        refusal = self._refusal(websocket, address)
-        if refusal is not None:
-            await _deny(websocket, *refusal)
-            return
         offered = websocket.scope.get("subprotocols") or []
-        self._addresses[address] += 1
+        codec = codec_of(offered)
+        denied = self.admission.denial(websocket, address)
+        if denied is None and codec is None:
+            protocols = " or ".join(CODECS)
+            denied = Denial(
+                HTTPStatus.BAD_REQUEST, "bad_request", f"the subprotocol is {protocols}"
+            )
+        if denied is not None or codec is None:
+            assert denied is not None
+            await _deny(websocket, denied)
+            return
+        self.admission.arrived(address)
         try:
-            await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
+            await websocket.accept(codec.protocol if offered else None)
         except BaseException:
-            self._leave(address)
+            self.admission.left(address, None)
             raise
         # From here on the address is the session's to give back (`dismiss`).
         socket = websocket.scope.get("extensions", {}).get(EXTENSION)
         if not isinstance(socket, StreamSocket):
-            await self._converse(websocket, address)
+            await self._converse(websocket, address, codec)
             return
         wire = socket.hand_over()
         if wire is None:
-            self._leave(address)
+            self.admission.left(address, None)
         else:
-            wire.listener = self._begin(wire, address)
+            wire.listener = self.begin(wire, address, codec)
 
-    def _begin(self, output: Output, address: str) -> Session:
-        session = Session(self, output, address)
+    def begin(self, output: Output, address: str, codec: Codec = JSON) -> Session:
+        """A session of somebody who was counted as `arrived`; it gives the place back itself."""
+        session = Session(self, output, address, codec)
         self._sessions.add(session)
         return session
 
-    def _leave(self, address: str) -> None:
-        self._addresses[address] -= 1
-        if not self._addresses[address]:
-            del self._addresses[address]
-
-    def _refusal(self, websocket: WebSocket, address: str) -> tuple[HTTPStatus, str, str] | None:
-        """Why this connection is not accepted, if so: status, code and words."""
-        if self._draining or len(self.hub.subscribers) >= self.settings.clients_max:
-            return HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "as many clients as there may be"
-        if self._addresses[address] >= self.settings.clients_per_address_max:
-            return HTTPStatus.TOO_MANY_REQUESTS, "too_many_clients", "too many from your address"
-        if not self._origin_allowed(websocket):
-            return (
-                HTTPStatus.FORBIDDEN,
-                "origin_not_allowed",
-                "pages of this origin may not connect",
-            )
-        if {"token", "access_token"} & set(websocket.query_params):
-            return HTTPStatus.BAD_REQUEST, "bad_request", "a token in an address ends up in logs"
-        offered = websocket.scope.get("subprotocols") or []
-        if offered and PROTOCOL not in offered:
-            return HTTPStatus.BAD_REQUEST, "bad_request", f"the subprotocol is {PROTOCOL}"
-        return None
-
-    def _origin_allowed(self, websocket: WebSocket) -> bool:
-        """Programs send no Origin; pages must be our own or listed (attack: a foreign page)."""
-        origins = websocket.headers.getlist("origin")
-        if not origins:
-            return True
-        if len(origins) > 1 or origins[0] == "null":
-            return False
-        if origins[0] in self.settings.origins:
-            return True
-        parts = urlsplit(origins[0])
-        host = websocket.headers.get("host", "")
-        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
-
-    async def _converse(self, websocket: WebSocket, address: str) -> None:
+    async def _converse(self, websocket: WebSocket, address: str, codec: Codec) -> None:
         """The conversation on a server that is not ours: a task that waits for messages."""
         task = asyncio.current_task()
         assert task is not None
         output = AsgiOutput(cast("Any", websocket.send), task)
-        session = self._begin(output, address)
+        session = self.begin(output, address, codec)
         try:
             while True:
                 # Nothing else is awaited here: reading pauses until the next `receive`.
                 message = await websocket.receive()
                 if message["type"] != "websocket.receive":
                     break
-                session.heard(message.get("text"))
+                session.heard(message.get("text"), message.get("bytes") or b"")
         except asyncio.CancelledError:
             if not output.given_up:
                 raise
         finally:
             session.lost()
 
-    # Users
-
-    def admit(self, session: Session, user_id: UUID) -> bool:
-        """Count a session of a user that logged in; False when the user has too many."""
-        if self._users[user_id] >= self.settings.clients_per_user_max:
-            return False
-        self._users[user_id] += 1
-        return True
-
     def dismiss(self, session: Session) -> None:
         """A session is over."""
         self._sessions.discard(session)
-        self._leave(session.address)
-        if session.principal is not None:
-            user_id = session.principal.user_id
-            self._users[user_id] -= 1
-            if not self._users[user_id]:
-                del self._users[user_id]
+        principal = session.principal
+        self.admission.left(session.address, None if principal is None else principal.user_id)
 
     async def _watch_sessions(self) -> None:
         """Close connections whose login session ended: by wake-up, and every few seconds."""
@@ -261,13 +224,12 @@ class Streams:
                         session.end_session()
 
 
-async def _deny(websocket: WebSocket, status: HTTPStatus, code: str, detail: str) -> None:
+async def _deny(websocket: WebSocket, denied: Denial) -> None:
     """Answer the handshake with a problem document, or a plain 403 where there is nothing else."""
-    _denied_total.labels(code).inc()
-    headers = {"Retry-After": "2"} if status in (503, 429) else {}
+    denied_total.labels(denied.code).inc()
     if "websocket.http.response" in websocket.scope.get("extensions", {}):
-        body = msgspec.json.encode(denial(status, detail, code))
-        response = Response(body, status.value, headers, "application/problem+json")
+        body = msgspec.json.encode(denial(denied.status, denied.why, denied.code))
+        response = Response(body, denied.status.value, denied.headers, "application/problem+json")
         with contextlib.suppress(OSError):
             await websocket.send_denial_response(response)
     else:

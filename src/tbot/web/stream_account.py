@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from tbot.core import money
@@ -15,7 +16,7 @@ from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.cursors import Cursor, Journal, Place, Pool, Recorded
 from tbot.ledger import store as ledger_store
 from tbot.market.subscribers import Subscriber
-from tbot.market.topics import Frame, encode
+from tbot.market.topics import JSON, MSGPACK, BinaryFrame, Codec, Frame
 from tbot.orders import store as orders_store
 from tbot.orders.model import Order
 from tbot.web.stream_words import CLOSE_UNAVAILABLE
@@ -95,24 +96,45 @@ def _order_json(order: Order) -> dict[str, Any]:
     }
 
 
-def snapshot_frame(number: int, place: Place, data: dict[str, Any]) -> Frame:
+def snapshot_frame(number: int, place: Place, data: dict[str, Any], codec: Codec = JSON) -> Frame:
     """A snapshot as a message."""
     message = {"op": "snap", "ch": number, "seq": place.seq, "hash": place.prefix, "data": data}
-    return Frame(place.seq, encode(message))
+    return codec.frame(place.seq, message)
 
 
-def entry_frame(number: int, entry: Recorded) -> Frame:
-    """A journal entry as a message, its stored bytes unchanged; encoded once for all readers."""
-    if isinstance(entry.memo, tuple) and entry.memo[0] == number:
-        frame: Frame = entry.memo[1]
-        return frame
+def entry_frame(number: int, entry: Recorded, codec: Codec = JSON) -> Frame:
+    """A journal entry as a message; encoded once for all readers of a codec.
+
+    In JSON its stored bytes are in it unchanged.
+    """
+    made = entry.memo if isinstance(entry.memo, tuple) else (0, None, None)
+    if made[0] != number:
+        made = (number, None, None)
+    frame: Frame | None = made[2 if codec.binary else 1]
+    if frame is None:
+        frame = _packed(number, entry) if codec.binary else _written(number, entry)
+        entry.memo = (number, made[1], frame) if codec.binary else (number, frame, made[2])
+    return frame
+
+
+def _packed(number: int, entry: Recorded) -> Frame:
+    message = {
+        "op": "delta",
+        "ch": number,
+        "seq": entry.seq,
+        "prev": entry.seq - 1,
+        "hash": entry.prefix,
+        "data": msgspec.json.decode(entry.body),
+    }
+    return BinaryFrame(entry.seq, MSGPACK.encode(message))
+
+
+def _written(number: int, entry: Recorded) -> Frame:
     head = (
         f'{{"op":"delta","ch":{number},"seq":{entry.seq},"prev":{entry.seq - 1},'
         f'"hash":"{entry.prefix}","data":'
     )
-    frame = Frame(entry.seq, head.encode() + entry.body + b"}")
-    entry.memo = (number, frame)
-    return frame
+    return Frame(entry.seq, head.encode() + entry.body + b"}")
 
 
 class PrivateStream:
@@ -157,7 +179,8 @@ class PrivateStream:
                     await asyncio.sleep(delay_s)
                     delay_s = min(2.0, delay_s * 2)
                     continue
-                frames = [entry_frame(self.number, entry) for entry in entries]
+                codec = self._subscriber.codec
+                frames = [entry_frame(self.number, entry, codec) for entry in entries]
                 if not await self._push(frames):
                     return
         except IntegrityError as error:

@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import structlog
 from prometheus_client import Counter
 
 from tbot import __version__
 from tbot.auth import flow as auth_flow
+from tbot.auth import tickets
 from tbot.auth.flow import Principal
 from tbot.auth.tokens import TOKEN_BYTES_MAX
 from tbot.core import clock
 from tbot.core.errors import AuthError, Unavailable
 from tbot.db.pool import DATABASE_FAULTS
-from tbot.journal.chain import HASH_PREFIX_DIGITS
-from tbot.market.channels import CHANNELS, Channel, Denied, wanted
+from tbot.market.channels import CHANNELS, EVERY, Channel
 from tbot.market.subscribers import Output, Subscriber
-from tbot.market.topics import Frame, Topic
-from tbot.web.stream_account import (
-    PrivateStream,
-    owns,
-    read_snapshot,
-    snapshot_frame,
-)
+from tbot.market.topics import JSON, Codec, Frame, Topic
+from tbot.web.stream_account import PrivateStream
+from tbot.web.stream_wishes import Start, Wishes
 from tbot.web.stream_words import (
     CHANNELS_PER_MESSAGE,
     CLOSE_AUTH_EXPIRED,
@@ -42,25 +38,23 @@ from tbot.web.stream_words import (
     CLOSE_RATE,
     CLOSE_SESSION_OVER,
     CLOSE_UNAVAILABLE,
-    FULL,
     OFFENCES_MAX,
-    PROTOCOL,
+    OPS,
+    ORDER_OPS,
     WAITING_MAX,
+    Malformed,
     Meter,
-    denial_of,
     id_of,
-    is_wish,
     problem,
-    resume_of,
-    uuid_of,
+    read,
 )
 
 if TYPE_CHECKING:
     from tbot.web.stream import Streams
+    from tbot.web.stream_orders import OrderLine
 
 _log = structlog.get_logger(__name__)
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
 _received_total = Counter("tbot_stream_received", "Messages from clients.", ["op"])
 
 
@@ -70,19 +64,23 @@ class Session:
     Args:
         streams: What all sessions of the process share.
         output: Where frames go.
+        codec: Of the protocol that was agreed on.
     """
 
     __slots__ = (
-        "_introduced", "_meter", "_offences", "_private", "_streams", "_waiting", "_working",
+        "_introduced", "_meter", "_offences", "_orders", "_private", "_streams", "_waiting",
+        "_working",
         "address", "principal", "subscriber",
     )  # fmt: skip
 
-    def __init__(self, streams: Streams, output: Output, address: str) -> None:
+    def __init__(self, streams: Streams, output: Output, address: str, codec: Codec = JSON) -> None:
         self._streams = streams
         self.address = address
         self.principal: Principal | None = None
         self.subscriber = Subscriber(streams.hub, output, self._closed, self._deadline)
+        self.subscriber.codec = codec
         self._private: dict[int, PrivateStream] | None = None
+        self._orders: OrderLine | None = None
         self._meter = Meter(streams.settings.messages_per_s_max)
         self._offences = 0
         self._waiting: deque[dict[str, Any]] | None = None
@@ -112,7 +110,7 @@ class Session:
         settings = self._streams.settings
         return {
             "op": "hello",
-            "protocol": PROTOCOL,
+            "protocol": self.subscriber.codec.protocol,
             "version": __version__,
             "epoch": self._streams.epoch,
             "at": clock.stamp(clock.utc_now()),
@@ -123,6 +121,9 @@ class Session:
                 "message_bytes": settings.message_bytes_max,
                 "messages_per_s": settings.messages_per_s_max,
                 "heartbeat_s": settings.heartbeat_s,
+                "orders_per_s": settings.orders_per_s_max,
+                "orders_per_message": settings.orders_per_message_max,
+                "orders_in_flight": settings.orders_in_flight_max,
             },
         }
 
@@ -136,26 +137,34 @@ class Session:
         """Take one message; `text` is None for a binary one."""
         if self.subscriber.closing:
             return
-        if text is None:
-            self._break_off("this protocol has text messages only")
+        codec = self.subscriber.codec
+        if codec.binary != (text is None):
+            kind = "binary" if codec.binary else "text"
+            self._break_off(f"this protocol has {kind} messages only")
             return
-        if len(text) > self._streams.settings.message_bytes_max:
+        raw = data if text is None else text
+        if len(raw) > self._streams.settings.message_bytes_max:
             self.subscriber.close(1009, "message too large")
             return
         try:
-            message = _decode(text)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            self._break_off("a message is one JSON object")
+            message = read(codec, raw)
+        except Malformed:
+            what = "msgpack map of JSON types" if codec.binary else "JSON object"
+            self._break_off(f"a message is one {what}")
+            return
+        op = message.get("op")
+        if op in ORDER_OPS and self.principal is not None:
+            _received_total.labels(op).inc()
+            self._order(message)
             return
         channels = message.get("channels")
         extra = len(channels) // CHANNELS_PER_MESSAGE if isinstance(channels, list) else 0
         wait_s = self._meter.take(self._streams.hub.now(), 1 + extra)
         waiting = self._waiting
         if wait_s > 0 or (waiting is not None and len(waiting) >= WAITING_MAX):
-            self._offended(message, max(wait_s, 0.1))
+            self.offended(message, max(wait_s, 0.1))
             return
-        op = message.get("op")
-        _received_total.labels(op if op in ("auth", "sub", "unsub", "ping") else "other").inc()
+        _received_total.labels(op if op in OPS else "other").inc()
         if not self._introduced:
             if op != "auth":
                 self._refuse_first(message)
@@ -177,7 +186,8 @@ class Session:
         last = problem("unauthenticated", why, message)
         self.subscriber.close(CLOSE_AUTH_FAILED, why, last)
 
-    def _offended(self, message: dict[str, Any], wait_s: float) -> None:
+    def offended(self, message: dict[str, Any], wait_s: float) -> None:
+        """Tell that a message came too fast, and close when that goes on."""
         self._offences += 1
         why = "messages come too fast; this one was ignored"
         told = problem("rate_limited", why, message, temporary=True, retry_after_s=wait_s)
@@ -220,13 +230,15 @@ class Session:
                 case "auth":
                     await self._auth(message)
                 case "sub":
-                    await self._sub(message)
+                    await self.sub(message)
                 case "unsub":
                     self._unsub(message)
                 case "ping":
                     self.subscriber.tell({"op": "pong", **id_of(message)})
+                case _ if op in ORDER_OPS:
+                    self._order(message)
                 case _:
-                    self._tell_problem("unknown_op", "op is auth, sub, unsub or ping", message)
+                    self._tell_problem("unknown_op", f"op is one of {', '.join(OPS)}", message)
         except (*DATABASE_FAULTS, Unavailable) as error:
             _log.warning("stream_unavailable", op=op, error=repr(error))
             why = "temporarily unavailable"
@@ -235,16 +247,30 @@ class Session:
                 self.subscriber.close(CLOSE_UNAVAILABLE, why, told)
             else:
                 self.subscriber.tell(told)
+        except Exception:  # noqa: BLE001 - logged, and the connection ends
+            # A bug, but the client must not wait for an answer for ever.
+            _log.exception("stream_message_failed", op=op)
+            self.subscriber.close(1011, "something went wrong on our side")
+
+    def _order(self, message: dict[str, Any]) -> None:
+        """Begin what a message asks of the order desk; it answers when it is done."""
+        if self._orders is None:
+            if self._streams.orders is None:
+                self._tell_problem("unknown_op", "no orders are taken here", message)
+                return
+            self._orders = self._streams.orders.line(self)
+        self._orders.take(message)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that belongs to this connection but outlives it: it ends by itself."""
+        self._streams.tasks.start(work, "order")
 
     def _tell_problem(self, code: str, why: str, message: dict[str, Any]) -> None:
         self.subscriber.tell(problem(code, why, message))
 
     async def _auth(self, message: dict[str, Any]) -> None:
-        token = message.get("token")
         try:
-            if not isinstance(token, str) or len(token) > TOKEN_BYTES_MAX:
-                raise AuthError("token must be an access token")
-            principal = await auth_flow.authenticate(self._streams.auth, token)
+            principal = await self._principal(message)
         except AuthError as error:
             last = problem("invalid_token", str(error), message)
             if self.principal is None:
@@ -252,8 +278,32 @@ class Session:
             else:
                 self.subscriber.tell(last)  # the token it came with still counts
             return
+        self.enter(principal, message)
+
+    async def _principal(self, message: dict[str, Any]) -> Principal:
+        """Who an `auth` message says it is.
+
+        Raises:
+            AuthError: It does not say so convincingly.
+        """
+        token, ticket = message.get("token"), message.get("ticket")
+        if ticket is not None:
+            if not isinstance(ticket, str) or token is not None:
+                raise AuthError("auth has a token or a ticket")
+            return await tickets.redeem(self._streams.auth, ticket)
+        if not isinstance(token, str) or len(token) > TOKEN_BYTES_MAX:
+            raise AuthError("token must be an access token")
+        return await auth_flow.authenticate(self._streams.auth, token)
+
+    def enter(self, principal: Principal, message: dict[str, Any]) -> None:
+        """Log in, or go on with a fresh token; answered with `authed`, or closed.
+
+        Args:
+            message: What it answers.
+        """
         if self.subscriber.closing:
             return
+        self._introduced = True
         before = self.principal
         if before is not None and before.user_id != principal.user_id:
             self._tell_problem("user_mismatch", "the token is another user's", message)
@@ -263,10 +313,12 @@ class Session:
                 "insufficient_scope", "the token does not cover the subscriptions", message
             )
             return
-        if before is None and not self._streams.admit(self, principal.user_id):
+        if before is None and not self._streams.admission.admit(principal.user_id):
             why = "too many connections of this user"
             self.subscriber.close(CLOSE_CLIENTS, why, problem("too_many_clients", why, message))
             return
+        if before is None:
+            self._streams.admission.known()
         self.principal = principal
         self._expect(max(0.0, principal.expires_at_s - time.time()))
         if self.subscriber.closing:
@@ -288,7 +340,8 @@ class Session:
             names.add("account")
         return {CHANNELS[name] for name in names}
 
-    async def _sub(self, message: dict[str, Any]) -> None:
+    async def sub(self, message: dict[str, Any]) -> None:
+        """Subscribe to what a message asks for."""
         requests = message.get("channels")
         if not isinstance(requests, list) or not requests:
             self._tell_problem("bad_parameter", "channels must be a list of channels", message)
@@ -299,15 +352,16 @@ class Session:
             self._tell_problem("too_many_subscriptions", why, message)
             return
         answers: list[dict[str, Any]] = []
-        starts: list[tuple[Topic, int | None] | tuple[PrivateStream, list[Frame]]] = []
+        starts: list[Start] = []
+        assert self.principal is not None
+        wishes = Wishes(self._streams, self.subscriber, self.principal, self._private or {})
         taken = set(self.subscriber.subscriptions) | set(self._private or ())
         try:
             for request in requests:
-                answer, start = await self._one(request, full=len(taken) >= room)
+                answer, begun = await wishes.check(request, taken)
                 answers.append(answer)
-                if start is not None:
-                    taken.add(answer["ch"])
-                    starts.append(start)
+                taken.update(what.number for what, _ in begun)
+                starts += begun
         except BaseException:
             for what, _ in starts:
                 if isinstance(what, PrivateStream):
@@ -325,73 +379,6 @@ class Session:
                 topics.append((what, how))
         self._streams.hub.subscribe(self.subscriber, topics)
         self.subscriber.tell({"op": "subbed", **id_of(message), "subs": answers})
-
-    async def _one(
-        self, request: Any, full: bool
-    ) -> tuple[dict[str, Any], tuple[Topic, int | None] | tuple[PrivateStream, list[Frame]] | None]:
-        """Check one wish; what to answer and what to start."""
-        found = CHANNELS.get(request.get("channel")) if is_wish(request) else None
-        if found is None:
-            return denial_of(Denied("unknown_channel", f"channels are {', '.join(CHANNELS)}")), None
-        assert self.principal is not None
-        if found.scope not in self.principal.scopes:
-            return denial_of(Denied("insufficient_scope", f"needs the scope {found.scope}")), None
-        if found.private:
-            return await self._private_wish(found, request, full)
-        wish = wanted(found, request)
-        topic = wish if isinstance(wish, Denied) else self._streams.market.topic(wish)
-        if isinstance(topic, Denied):
-            return denial_of(topic), None
-        if full and topic.number not in self.subscriber.subscriptions:
-            return denial_of(FULL), None
-        answer = {"ch": topic.number, "channel": found.name, **topic.parameters}
-        cursor: int | None = None
-        resume = request.get("resume")
-        if resume is not None:
-            cursor = self._resumed(topic, resume)
-            answer["recovered"] = cursor is not None
-        return answer, (topic, cursor)
-
-    def _resumed(self, topic: Topic, resume: Any) -> int | None:
-        """The number to go on after, if the topic still is the one that the client knows."""
-        if not isinstance(resume, dict) or resume.get("epoch") != self._streams.epoch:
-            return None
-        seq = resume.get("seq")
-        if resume.get("ch") != topic.number or not isinstance(seq, int):
-            return None
-        return seq if topic.holds_after(seq) else None
-
-    async def _private_wish(
-        self, channel: Channel, request: dict[str, Any], full: bool
-    ) -> tuple[dict[str, Any], tuple[PrivateStream, list[Frame]] | None]:
-        unknown = sorted(set(request) - {"channel", "account_id", "resume"})
-        if unknown:
-            return denial_of(Denied("bad_parameter", f"no such parameter: {unknown[0]:.40}")), None
-        account_id = uuid_of(request.get("account_id"))
-        assert self.principal is not None
-        pool, journal = self._streams.pool, self._streams.journal
-        if account_id is None or not await owns(pool, self.principal.user_id, account_id):
-            return denial_of(Denied("not_found", "no such account, or it is not yours")), None
-        mine = (self._private or {}).values()
-        if full and not any(one.account_id == account_id for one in mine):
-            return denial_of(FULL), None
-        resume = request.get("resume")
-        place = None
-        answer: dict[str, Any] = {"channel": channel.name, "account_id": str(account_id)}
-        if resume is not None:
-            seq, prefix = resume_of(resume)
-            if prefix is None:
-                hint = f"resume is seq and hash, the first {HASH_PREFIX_DIGITS} hex digits"
-                return denial_of(Denied("bad_parameter", hint)), None
-            place = await journal.find(account_id, seq, prefix)
-            answer["recovered"] = place is not None
-        data = None
-        if place is None:
-            place, data = await read_snapshot(pool, account_id)
-        number = self._streams.hub.private_number(account_id)
-        stream = PrivateStream(journal, self.subscriber, account_id, number, place)
-        first = [] if data is None else [snapshot_frame(number, place, data)]
-        return {"ch": number, **answer}, (stream, first)
 
     def _begin(self, stream: PrivateStream, first: list[Frame]) -> None:
         if self._private is None:
@@ -411,12 +398,18 @@ class Session:
 
     def _unsub(self, message: dict[str, Any]) -> None:
         numbers = message.get("chs")
+        if numbers == EVERY:
+            numbers = [*self.subscriber.subscriptions, *(self._private or ())]
         if not isinstance(numbers, list):
-            self._tell_problem("bad_parameter", "chs must be a list of numbers", message)
+            self._tell_problem("bad_parameter", "chs must be a list of numbers, or *", message)
             return
         ended: dict[int, Topic | None] = {}
+        unknown: list[Any] = []
         for number in numbers:
-            if not isinstance(number, int) or number in ended:
+            if not isinstance(number, int) or abs(number) >= 1 << 53:
+                unknown.append(number if isinstance(number, str) else None)
+                continue
+            if number in ended:
                 continue
             topic = self.subscriber.subscriptions.get(number)
             private = self._private.pop(number, None) if self._private else None
@@ -424,9 +417,12 @@ class Session:
                 self._end(private)
             if topic is not None or private is not None:
                 ended[number] = topic
+            else:
+                unknown.append(number)
         topics = [topic for topic in ended.values() if topic is not None]
         self._streams.hub.unsubscribe(self.subscriber, topics)
-        self.subscriber.tell({"op": "unsubbed", **id_of(message), "chs": list(ended)})
+        answer = {"op": "unsubbed", **id_of(message), "chs": list(ended)}
+        self.subscriber.tell(answer | ({"unknown": unknown} if unknown else {}))
 
     # The end
 

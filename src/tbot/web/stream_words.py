@@ -1,14 +1,19 @@
-"""The words of the stream: close codes, errors, and what a client's members may be. Pure."""
+"""The words of the stream: close codes, errors, and what a client's messages may be."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
+
 from tbot.journal.chain import HASH_PREFIX_DIGITS
 from tbot.market.channels import Denied
+from tbot.market.topics import Codec
+from tbot.web.limits import parse_json
+from tbot.web.problems import Problem
 
-PROTOCOL: Final = "tbot.v1.json"
 CLOSE_PROTOCOL: Final = 4000
 CLOSE_AUTH_FAILED: Final = 4001
 CLOSE_AUTH_TIMEOUT: Final = 4002
@@ -26,6 +31,59 @@ CHANNELS_PER_MESSAGE: Final = 20
 """Subscriptions that a message may carry before it counts as another one."""
 WAITING_MAX: Final = 64
 """Messages that may wait for the worker."""
+DEPTH_MAX: Final = 32
+"""Deepest nesting of an inbound message."""
+ORDER_OPS: Final = ("place", "cancel", "cancel_all", "amend")
+OPS: Final = ("auth", "sub", "unsub", "ping", *ORDER_OPS)
+
+
+class Malformed(Exception):
+    """A message is not what its protocol has."""
+
+
+_json = msgspec.json.Decoder(dict[str, Any]).decode
+_msgpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
+
+
+def read(codec: Codec, raw: str | bytes) -> dict[str, Any]:
+    """One inbound message, strictly: an object of JSON types, each member once, bounded depth.
+
+    Raises:
+        Malformed: It is not.
+    """
+    try:
+        data = raw.encode() if isinstance(raw, str) else raw
+        if codec.binary:
+            message = _msgpack(data)
+            _check_plain(message, DEPTH_MAX)
+        else:
+            message = parse_json(data, DEPTH_MAX)
+            if b"\\u" in data:
+                _json(data)  # half of a surrogate pair is no text
+            if not isinstance(message, dict):
+                raise Malformed("not an object")
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, Problem) as error:
+        raise Malformed(str(error)) from None
+    return message
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    """Refuse what JSON could not have said: msgpack has bytes, dates, and any keys."""
+    kind = type(value)
+    if kind is dict or kind is list:
+        if depth <= 0:
+            raise Malformed("nested too deeply")
+        if kind is dict:
+            if not all(type(name) is str for name in value):
+                raise Malformed("a name that is no text")
+            value = value.values()
+        for item in value:
+            _check_plain(item, depth - 1)
+    elif kind is float:
+        if not math.isfinite(value):
+            raise Malformed("a number that is none")
+    elif value is not None and kind not in (str, int, bool):
+        raise Malformed(f"{kind.__name__} is not a type of JSON")
 
 
 class Meter:
@@ -106,7 +164,7 @@ def resume_of(resume: Any) -> tuple[int, str | None]:
     well_formed = (
         isinstance(seq, int)
         and not isinstance(seq, bool)
-        and seq >= 0
+        and 0 <= seq < 1 << 53
         and isinstance(prefix, str)
         and len(prefix) == HASH_PREFIX_DIGITS
     )

@@ -172,7 +172,7 @@ async def test_a_played_recording_ends_in_the_table_complete(
 def instrument(symbol: str = "BTC-USDT") -> Instrument:
     base, quote = symbol.split("-")
     one = Decimal(1)
-    return Instrument("paper", symbol, base + quote, base, quote, 8, 8, *[one] * 8, one, None, True)
+    return Instrument("paper", symbol, base + quote, base, quote, 8, 8, *[one] * 8, one, None, True)  # type: ignore[call-arg]
 
 
 class Memory:
@@ -278,7 +278,7 @@ async def test_missing_trades_are_fetched_and_every_candle_is_exact(
         assert len(ours) >= len(theirs) - 51
     await eventually(lambda: feed.open("BTC-USDT", Interval.D1).complete)
     day = expected.view(Interval.D1)
-    assert feed.open("BTC-USDT", Interval.D1) == replace(day, first_id=None)
+    assert feed.open("BTC-USDT", Interval.D1) == replace(day, first_id=None)  # type: ignore[type-var]
 
 
 async def test_what_the_venue_has_forgotten_is_repaired_from_its_candles(
@@ -373,7 +373,7 @@ async def test_what_finds_no_place_in_the_queue_is_asked_for_later(
 
 
 async def test_writers_agree_whoever_is_first(pool: Any) -> None:
-    full = Candle(Interval.M1, BASE_MS, *[Decimal(2)] * 6, 5, 1, 5, True)
+    full = Candle(Interval.M1, BASE_MS, *[Decimal(2)] * 6, 5, 1, 5, True)  # type: ignore[call-arg]
     part = replace(full, trades=3, first_id=3, complete=False)
     venue = replace(full, first_id=None, last_id=None)
     for number, order in enumerate(([full, part, venue], [venue, part, full], [part, venue])):
@@ -406,7 +406,7 @@ async def test_a_row_that_the_table_refuses_does_not_hold_up_the_others(
 ) -> None:
     feed = candle_feeds(Memory(history(1)))
     recorder = CandleRecorder(pool, feed, CandleSettings(history=0))
-    good = Candle(Interval.M1, BASE_MS, *[Decimal(2)] * 6, 5, 1, 5, True)
+    good = Candle(Interval.M1, BASE_MS, *[Decimal(2)] * 6, 5, 1, 5, True)  # type: ignore[call-arg]
     bad = replace(good, start_ms=BASE_MS + 60_000, low=Decimal(3))
     later = replace(good, start_ms=BASE_MS + 120_000)
     for one in (good, bad, later):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -16,7 +15,6 @@ from uuid import UUID
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from websockets.asyncio.client import ClientConnection, connect
 
 from tbot.auth import flow
 from tbot.auth.flow import Auth
@@ -34,43 +32,13 @@ from tbot.web.sockets import uvicorn_options
 from tbot.web.stream import Streams, router
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from streamclient import Client, dial
 from streamfakes import FakeFeed
 
 PASSWORD = "correct horse battery staple"
 LIMITS = Limits(
     max_order_notional=Decimal(1_000_000), max_open_orders=1000, price_collar=Decimal("0.05")
 )
-
-
-class Client:
-    """A raw client: what it says and hears are plain dictionaries."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-
-    async def say(self, **message: Any) -> None:
-        await self.socket.send(json.dumps(message))
-
-    async def hear(self) -> dict[str, Any]:
-        message: dict[str, Any] = json.loads(await asyncio.wait_for(self.socket.recv(), 10))
-        return message
-
-    async def hear_op(self, *ops: str) -> dict[str, Any]:
-        """The next message of one of these kinds; others are skipped."""
-        while True:
-            message = await self.hear()
-            if message["op"] in ops:
-                return message
-
-    async def sub(self, *channels: dict[str, Any], id: int = 1) -> list[dict[str, Any]]:
-        await self.say(op="sub", id=id, channels=list(channels))
-        subs: list[dict[str, Any]] = (await self.hear_op("subbed"))["subs"]
-        return subs
-
-    async def closed(self) -> int | None:
-        """Read to the end; the close code."""
-        await asyncio.wait_for(self.socket.wait_closed(), 15)
-        return self.socket.close_code
 
 
 @dataclass
@@ -113,10 +81,7 @@ class Stack:
 
     def dial(self, **options: Any) -> Any:
         """A WebSocket connection, before anything is said."""
-        options.setdefault("subprotocols", ["tbot.v1.json"])
-        options.setdefault("compression", None)
-        options.setdefault("ping_interval", None)
-        return connect(f"ws{self.url[4:]}/v1/stream", **options)
+        return dial(self.url, **options)
 
     async def client(self, name: str = "alice", **options: Any) -> Client:
         """A client that is logged in."""

@@ -29,8 +29,8 @@ def held(stack: Any) -> dict[str, int]:
         "in_the_wheel": sum(map(len, hub._wheel._slots)),
         "readers": sum(topic.readers for topic in hub._interested),
         "sessions": len(streams._sessions),
-        "users": sum(streams._users.values()),
-        "addresses": len(streams._addresses),
+        "users": sum(streams.admission.users.values()),
+        "addresses": len(streams.admission.addresses),
         "connections": len(stack.server.server_state.connections),
         "tasks": len(asyncio.all_tasks()),
         "files": sum(1 for _ in Path("/proc/self/fd").iterdir()),
@@ -45,7 +45,7 @@ async def generation(stack: Any, account_id: str) -> None:
     # Without bounds: a client that does not read its messages would not read the close either.
     clients = [await stack.client(max_queue=None) for _ in range(6)]
     for number, client in enumerate(clients):
-        await client.sub(*[[trades, book], [trades, account], [book]][number % 3])
+        await client.sub(*[[trades, book], [trades, account], [book]][number % 3])  # type: ignore[misc]
     stalled = [
         await deaf_client(
             stack, {"op": "auth", "token": stack.tokens["alice"]}, {"op": "sub", "channels": [book]}

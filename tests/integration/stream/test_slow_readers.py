@@ -46,8 +46,8 @@ async def test_a_stalled_reader_is_bounded_and_closed_and_others_do_not_notice(
         assert message["op"] != "gap"
         got += message["op"] == "delta"
     # The connection itself goes too, within the time a close frame gets.
-    await eventually(lambda: not stack.streams._addresses or len(hub.subscribers) == 1, 5)
-    await eventually(lambda: stack.streams._addresses["127.0.0.1"] == 1, 5)
+    await eventually(lambda: not stack.streams.admission.addresses or len(hub.subscribers) == 1, 5)
+    await eventually(lambda: stack.streams.admission.addresses["127.0.0.1"] == 1, 5)
     raw.close()
 
 

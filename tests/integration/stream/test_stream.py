@@ -121,7 +121,9 @@ async def test_connections_are_limited_per_server_and_user(new_stack: Any, event
     assert "retry-after" in refused.value.response.headers
     for client in clients:
         await client.socket.close()
-    await eventually(lambda: not stack.streams._users and not stack.streams._addresses)
+    await eventually(
+        lambda: not stack.streams.admission.users and not stack.streams.admission.addresses
+    )
 
 
 async def test_trades_and_books_and_best_prices_arrive(stack: Any) -> None:

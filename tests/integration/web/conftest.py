@@ -38,7 +38,9 @@ from tbot.ledger.provider import Report, Said
 from tbot.ledger.provider_sim import SimulatedProvider
 from tbot.ledger.webhooks_delivery import Deliverer
 from tbot.ledger.webhooks_target import Sender
+from tbot.market.channels import Market
 from tbot.market.feed import MarketFeed
+from tbot.market.hub import Hub
 from tbot.orders import store
 from tbot.orders.flow import Instruments, OrderDesk
 from tbot.orders.model import Order
@@ -60,6 +62,7 @@ from tbot.venues.base import (
 from tbot.web.app import build_app
 from tbot.web.deps import Deps
 from tbot.web.server import server_options
+from tbot.web.stream import Streams
 
 PASSWORD = "correct horse battery staple"
 CALLBACK_SECRET = b"c" * 32
@@ -141,6 +144,7 @@ class Site:
     bus: Bus
     payments: PaymentDesk
     provider: SimulatedProvider
+    streams: Streams
     _tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -278,6 +282,9 @@ async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
     instruments = Instruments()
     await instruments.reload(pool, "paper")
     feed = MarketFeed(QuietMarket(), MarketSettings())
+    hub = Hub(settings.stream)
+    market = Market(hub, feed)
+    feed.listen(market.hear)
     synced = asyncio.Event()
     feed.listen(lambda symbol, _: synced.set() if feed.book("BTC-USDT") else None)
     feed.start(markets)
@@ -306,22 +313,28 @@ async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
         pool, settings.simulated_provider, CALLBACK_SECRET, "http://test", 300.0
     )
     payments = PaymentDesk(pool, committer, accounts, provider, rules_of(settings.payments))
-    app = build_app(Deps(settings, pool, auth, orders, {"paper": feed}, None, checks, payments))
+    journal = Journal(pool, bus, settings.stream)
+    committer.listen(journal.remember)
+    streams = Streams(settings.stream, hub, market, journal, auth, pool, bus)
+    streams.start()
+    stack.push_async_callback(streams.stop)
+    app = build_app(Deps(settings, pool, auth, orders, {"paper": feed}, streams, checks, payments))
     return Site(
-        app, settings, pool, auth, committer, orders, feed, venue, checks, bus, payments, provider
-    )
+        app, settings, pool, auth, committer, orders, feed, venue, checks, bus, payments, provider,
+        streams,
+    )  # fmt: skip
 
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Callable[[Site], Any]]:
     """Serves a site on a real socket; answers its base URL."""
-    running: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
+    running: list[tuple[Site, uvicorn.Server, asyncio.Task[None]]] = []
 
     async def start(site: Site) -> str:
         options = server_options(site.app, site.settings)
         server = uvicorn.Server(uvicorn.Config(**{**options, "port": 0}))
         task = asyncio.create_task(server.serve())
-        running.append((server, task))
+        running.append((site, server, task))
         while not server.started:
             assert not task.done(), task.exception()
             await asyncio.sleep(0.005)
@@ -329,7 +342,8 @@ async def serve() -> AsyncIterator[Callable[[Site], Any]]:
         return f"http://127.0.0.1:{port}"
 
     yield start
-    for server, task in running:
+    for site, server, task in running:
+        await site.streams.drain()
         server.should_exit = True
         await task
 

@@ -15,6 +15,7 @@ PUBLIC = {
     ("POST", "/v1/token/refresh"),
     ("POST", "/v1/token/revoke"),
     ("POST", "/v1/callbacks/{provider}"),
+    ("GET", "/v1/events"),  # by token or ticket: see test_events
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -25,7 +26,7 @@ PUBLIC = {
     ("GET", "/docs/favicon-32x32.png"),
     ("GET", "/openapi.json"),
 }
-NO_SCOPE = {("GET", "/v1/me")}
+NO_SCOPE = {("GET", "/v1/me"), ("POST", "/v1/stream/tickets")}
 SHARED = {"symbol"}
 """Path parameters that name what everybody may see."""
 EVERYBODYS = {Scope.ADMIN, Scope.PAYMENTS_APPROVE}

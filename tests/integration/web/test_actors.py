@@ -17,6 +17,7 @@ from tbot.web.routes import StrictRoute
 # Routes whose effects are in tables of their own, or that nobody is logged in for.
 BESIDE_THE_JOURNAL = {
     ("POST", "/v1/callbacks/{provider}"),  # entries by the provider: see test_callbacks
+    ("POST", "/v1/stream/tickets"),
     ("POST", "/v1/token"),
     ("POST", "/v1/token/refresh"),
     ("POST", "/v1/token/revoke"),

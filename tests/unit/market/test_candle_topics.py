@@ -19,7 +19,7 @@ from tbot.market.status import Halt, StatusBoard, StatusChanged
 from tbot.market.subscribers import Subscriber
 
 SYMBOL = "BTC-USDT"
-MINUTE = Candle(Interval.M1, 60_000, *[Decimal(100)] * 6, 3, 1, 3, True)
+MINUTE = Candle(Interval.M1, 60_000, *[Decimal(100)] * 6, 3, 1, 3, True)  # type: ignore[call-arg]
 
 
 class FakeCandles:

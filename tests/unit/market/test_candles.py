@@ -161,7 +161,7 @@ def test_what_never_comes_leaves_candles_in_doubt_until_they_are_whole_again() -
     minute = turned[-1]
     assert (minute.interval, minute.complete) == ("1m", False)
     minutes = [
-        Candle(Interval.M1, BASE_MS + at, *[Decimal(100)] * 6, 4, None, None, True)
+        Candle(Interval.M1, BASE_MS + at, *[Decimal(100)] * 6, 4, None, None, True)  # type: ignore[call-arg]
         for at in (0, 60_000)
     ]
     builder.rebase(minutes, BASE_MS + 120_000)
@@ -213,9 +213,9 @@ def test_ids_that_begin_anew_are_another_beginning() -> None:
 
 
 def test_the_better_account_of_an_interval_wins_whichever_comes_first() -> None:
-    full = Candle(Interval.M1, BASE_MS, *[Decimal(1)] * 6, 5, 1, 5, True)
-    part = Candle(Interval.M1, BASE_MS, *[Decimal(1)] * 6, 3, 3, 5, False)
-    venue = Candle(Interval.M1, BASE_MS, *[Decimal(1)] * 6, 5, None, None, True)
+    full = Candle(Interval.M1, BASE_MS, *[Decimal(1)] * 6, 5, 1, 5, True)  # type: ignore[call-arg]
+    part = Candle(Interval.M1, BASE_MS, *[Decimal(1)] * 6, 3, 3, 5, False)  # type: ignore[call-arg]
+    venue = Candle(Interval.M1, BASE_MS, *[Decimal(1)] * 6, 5, None, None, True)  # type: ignore[call-arg]
     assert better(full, part) == better(part, full) == full
     assert better(full, venue) == better(venue, full) == full
     assert better(part, venue) == venue

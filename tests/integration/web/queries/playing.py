@@ -248,7 +248,7 @@ async def ask_stores(connection: Any, account_id: UUID) -> None:
 async def ask_candles(connection: Any) -> None:
     """What pages of candles and their recorder ask."""
     candles = [
-        Candle(Interval.M1, start_ms, *[Decimal(1)] * 6, 1, None, None, True)
+        Candle(Interval.M1, start_ms, *[Decimal(1)] * 6, 1, None, None, True)  # type: ignore[call-arg]
         for start_ms in range(0, 6_000_000, 60_000)
     ]
     await candle_store.save(connection, "paper", [("BTC-USDT", one) for one in candles])

@@ -74,7 +74,7 @@ async def accounts(site: Any, client: Any, _: str) -> str:
 
 async def candles(site: Any, _client: Any, _account_id: str) -> str:
     made = [
-        ("BTC-USDT", Candle(Interval.M1, n * 60_000, *[Decimal(1)] * 6, 1, n, n, True))
+        ("BTC-USDT", Candle(Interval.M1, n * 60_000, *[Decimal(1)] * 6, 1, n, n, True))  # type: ignore[call-arg]
         for n in range(ITEMS)
     ]
     async with site.pool.acquire() as connection:

@@ -1,0 +1,375 @@
+"""Orders on the stream: `place`, `cancel`, `cancel_all` and `amend`, as REST does them.
+
+The same functions check, commit and describe an order, so an answer here is the body that REST
+would have sent, or its problem document; `client_order_id` and keys mean the same, and a key used
+on one is known on the other. What differs is the way: many orders may be under way on one
+connection, each answered when it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import msgspec
+import structlog
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import Counter, Gauge
+from pydantic import TypeAdapter, ValidationError
+from starlette.responses import Response
+
+from tbot.auth.flow import Principal
+from tbot.auth.scopes import Scope
+from tbot.core.errors import InvalidToken
+from tbot.core.ids import random_hex
+from tbot.journal.commands import Actor
+from tbot.orders import flow
+from tbot.web.answers import json_answer
+from tbot.web.deps import Deps
+from tbot.web.edge import problem_response
+from tbot.web.fields import Id, Symbol
+from tbot.web.once import key_text, once_of, respond
+from tbot.web.orders import NewOrder, canceled, order_request, placed
+from tbot.web.ownership import own_account, own_order
+from tbot.web.problems import Problem, invalid
+from tbot.web.stream_words import Meter, id_of, problem
+
+if TYPE_CHECKING:
+    from tbot.web.stream_session import Session
+
+PLACE_TARGET: Final = b"POST /v1/orders"
+_PATIENCE_S: Final = 0.05
+"""When to try again with too many under way: they are answered in milliseconds."""
+
+_orders_total = Counter(
+    "tbot_stream_orders", "Orders placed and canceled on the stream.", ["op", "status"]
+)
+_in_flight = Gauge("tbot_stream_orders_in_flight", "Of those, the ones not answered yet.")
+
+_new_order: Final = NewOrder.__pydantic_validator__.validate_python
+_id: Final = TypeAdapter(Id).validator.validate_python
+_symbol: Final = TypeAdapter(Symbol).validator.validate_python
+type Do = Callable[[Any, Principal, Actor, str | None], Awaitable[Response]]
+"""Does one thing, for whom, under which idempotency key."""
+
+_SCOPE: Final = {"method": "STREAM"}
+"""What logs call the method of a request that is none."""
+
+
+class OrderEntry:
+    """The order desk as the streams of one process see it.
+
+    Args:
+        deps: The parts that REST's routes are given.
+    """
+
+    def __init__(self, deps: Deps) -> None:
+        self.deps = deps
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def line(self, session: Session) -> OrderLine:
+        """What one connection needs."""
+        return OrderLine(self, session)
+
+    def begun(self, count: int) -> None:
+        """So many orders more are under way; a negative number is answered."""
+        self.in_flight += count
+        _in_flight.set(self.in_flight)
+        if self.in_flight:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until nothing is under way, or for so long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return
+
+
+class OrderLine:
+    """One connection's orders: how fast they come and how many are under way."""
+
+    __slots__ = ("_count", "_desk", "_in_flight", "_meter", "_name", "_session", "_settings")
+
+    def __init__(self, desk: OrderEntry, session: Session) -> None:
+        self._desk = desk
+        self._session = session
+        self._settings = desk.deps.settings.stream
+        self._meter = Meter(self._settings.orders_per_s_max)
+        self._name = random_hex(12)
+        self._count = 0
+        self._in_flight = 0
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Begin what a message asks for; never waits."""
+        session = self._session
+        principal = session.principal
+        assert principal is not None
+        try:
+            items = self._items(message)
+            keys = _keys(message, len(items))
+        except Problem as error:
+            self._tell_problem(message, error.response(self._request_id()))
+            return
+        count = len(items)
+        wait_s = self._meter.take(asyncio.get_running_loop().time(), count)
+        if wait_s > 0:
+            session.offended(message, wait_s)
+            return
+        if self._in_flight + count > self._settings.orders_in_flight_max:
+            why = f"at most {self._settings.orders_in_flight_max} orders may be under way"
+            told = problem(
+                "too_many_in_flight", why, message, temporary=True, retry_after_s=_PATIENCE_S
+            )
+            session.subscriber.tell(told)
+            return
+        self._in_flight += count
+        self._desk.begun(count)
+        session.start(self._carry_out(message, items, keys, principal))
+
+    def _request_id(self) -> str:
+        self._count += 1
+        return f"{self._name}-{self._count}"
+
+    # What a message asks for
+
+    def _items(self, message: dict[str, Any]) -> Sequence[Any]:
+        """The orders that a message is about, each to be checked by itself.
+
+        Raises:
+            Problem: The message itself is not of its form.
+        """
+        match message["op"]:
+            case "place":
+                return self._one_or_many(message, "order", "orders", {"key"})
+            case "cancel":
+                return self._one_or_many(message, "order_id", "order_ids", {"key"})
+            case "cancel_all":
+                _check_members(message, {"account_id", "symbol"})
+                return (message,)
+            case _:
+                return (message.get("order_id"),)
+
+    def _one_or_many(
+        self, message: dict[str, Any], one: str, many: str, more: set[str]
+    ) -> Sequence[Any]:
+        _check_members(message, {one, many} | more)
+        if (one in message) == (many in message):
+            raise invalid(f"has either {one} or {many}", pointer=f"/{one}")
+        if one in message:
+            return (message[one],)
+        items = message[many]
+        most = self._settings.orders_per_message_max
+        if not isinstance(items, list) or not 1 <= len(items) <= most:
+            raise invalid(f"is a list of 1 to {most}", pointer=f"/{many}")
+        return items
+
+    # Carrying out, side by side
+
+    async def _carry_out(
+        self,
+        message: dict[str, Any],
+        items: Sequence[Any],
+        keys: Sequence[str | None],
+        principal: Principal,
+    ) -> None:
+        op: str = message["op"]
+        do: Do = {"place": self._place, "cancel": self._cancel, "amend": self._amend}.get(
+            op, self._cancel_all
+        )
+        try:
+            work = [
+                self._answered(op, do, item, principal, key)
+                for item, key in zip(items, keys, strict=True)
+            ]
+            # One alone needs no task of its own.
+            answers = [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
+        finally:
+            self._in_flight -= len(items)
+            self._desk.begun(-len(items))
+        self._answer(message, answers)
+
+    async def _check(self, principal: Principal) -> None:
+        """What REST asks for with every request.
+
+        Raises:
+            AuthError: The token does not cover this, or counts no more.
+        """
+        principal.require(Scope.ORDERS_WRITE)
+        if principal.expires_at_s <= time.time():
+            raise InvalidToken("the token has expired")
+        sessions = self._desk.deps.auth.sessions
+        if not await sessions.lives(principal.session_id, principal.user_id):
+            self._session.end_session()
+            raise InvalidToken("the session is over")
+
+    async def _answered(
+        self,
+        op: str,
+        do: Do,
+        item: Any,
+        principal: Principal,
+        key: str | None,
+    ) -> Response:
+        """Do one thing; every fault gets an answer."""
+        request_id = self._request_id()
+        structlog.contextvars.bind_contextvars(request_id=request_id)  # of this task alone
+        actor = Actor(
+            kind="user",
+            user_id=principal.user_id,
+            session=str(principal.session_id),
+            address=self._session.address or None,
+            request=request_id,
+        )
+        try:
+            await self._check(principal)
+            response = await do(item, principal, actor, key)
+        except Exception as error:  # noqa: BLE001 - every fault gets an answer
+            response = problem_response(error, _SCOPE, request_id)
+        _orders_total.labels(op, str(response.status_code)).inc()
+        return response
+
+    async def _place(
+        self, item: Any, principal: Principal, actor: Actor, key: str | None
+    ) -> Response:
+        deps = self._desk.deps
+        body: NewOrder = _checked(_new_order, item)
+        wanted = order_request(body)
+        await own_account(deps, principal, body.account_id)
+        once = None
+        if key is not None:
+            once = once_of(
+                deps,
+                principal,
+                body.account_id,
+                placed,
+                key,
+                PLACE_TARGET,
+                item,
+                actor.request or "",
+            )
+        outcome = await flow.place(deps.orders, actor, body.account_id, wanted, once)
+        return respond(outcome, placed, once)
+
+    async def _cancel(
+        self, item: Any, principal: Principal, actor: Actor, key: str | None
+    ) -> Response:
+        deps = self._desk.deps
+        order_id: UUID = _checked(_id, item, "order_id")
+        order = await own_order(deps, principal, order_id)
+        once = None
+        if key is not None:
+            target = f"DELETE /v1/orders/{order_id}".encode()
+            once = once_of(
+                deps, principal, order.account_id, canceled, key, target, None, actor.request or ""
+            )
+        outcome = await flow.cancel(deps.orders, actor, order.account_id, order.id, once)
+        return respond(outcome, canceled, once)
+
+    async def _cancel_all(
+        self, item: Any, principal: Principal, actor: Actor, key: str | None
+    ) -> Response:
+        deps = self._desk.deps
+        account_id: UUID = _checked(_id, item.get("account_id"), "account_id")
+        symbol = item.get("symbol")
+        if symbol is not None:
+            symbol = _checked(_symbol, symbol, "symbol")
+        await own_account(deps, principal, account_id)
+        ids = await flow.cancel_all(deps.orders, actor, account_id, symbol)
+        return json_answer({"requested": len(ids), "orders": ids}, 202)
+
+    async def _amend(
+        self, item: Any, principal: Principal, actor: Actor, key: str | None
+    ) -> Response:
+        order_id: UUID = _checked(_id, item, "order_id")
+        order = await own_order(self._desk.deps, principal, order_id)
+        raise Problem(
+            "amend_unsupported", f"orders at {order.venue} are not amended: cancel and place anew"
+        )
+
+    # Answers
+
+    def _answer(self, message: dict[str, Any], answers: Sequence[Response]) -> None:
+        op = "placed" if message["op"] == "place" else "cancel_requested"
+        if "orders" in message or "order_ids" in message:
+            told = {"op": op, **id_of(message), "results": [self._result(one) for one in answers]}
+        elif answers[0].status_code < 400:
+            told = {"op": op, **id_of(message), **self._result(answers[0])}
+        else:
+            self._tell_problem(message, answers[0])
+            return
+        self._session.subscriber.tell(told)
+
+    def _result(self, answer: Response) -> dict[str, Any]:
+        result: dict[str, Any] = {"status": answer.status_code}
+        if answer.status_code >= 400:
+            return result | {"problem": self._body(answer)}
+        if answer.headers.get("idempotent-replayed") == "true":
+            result["replayed"] = True
+        if b'"requested":' in answer.body[:16]:
+            return result | dict(msgspec.json.decode(answer.body))
+        return result | {"order": self._body(answer)}
+
+    def _body(self, answer: Response) -> Any:
+        """What REST would have sent: as it is where it can be."""
+        if self._session.subscriber.codec.binary:
+            return msgspec.json.decode(answer.body)
+        return msgspec.Raw(bytes(answer.body))
+
+    def _tell_problem(self, message: dict[str, Any], answer: Response) -> None:
+        document: Mapping[str, Any] = msgspec.json.decode(answer.body)
+        status = answer.status_code
+        wait = answer.headers.get("retry-after")
+        told = problem(
+            document["code"],
+            document["detail"],
+            message,
+            temporary=status in (429, 503, 504),
+            retry_after_s=None if wait is None else float(wait),
+        )
+        self._session.subscriber.tell({**told, "problem": document})
+
+
+def _check_members(message: dict[str, Any], known: set[str]) -> None:
+    for name in message:
+        if name not in known and name not in ("op", "id"):
+            raise invalid("is not a member that this message may have", pointer=f"/{name[:64]}")
+
+
+def _keys(message: dict[str, Any], count: int) -> Sequence[str | None]:
+    """The idempotency key of each item.
+
+    Raises:
+        Problem: There is one, and it is not of its form.
+    """
+    key = message.get("key")
+    if key is None:
+        return (None,) * count
+    if not isinstance(key, str):
+        raise invalid("is a text", pointer="/key")
+    text = key_text(key)
+    return [text] if count == 1 else [f"{text}#{index}" for index in range(count)]
+
+
+def _checked(validate: Callable[[Any], Any], value: Any, name: str = "") -> Any:
+    """A value as the model of REST has it.
+
+    Raises:
+        RequestValidationError: As FastAPI would have raised it; pointers lead into the item.
+    """
+    try:
+        return validate(value)
+    except ValidationError as error:
+        place = ("body", name) if name else ("body",)
+        errors = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError(
+            [{**item, "loc": (*place, *item["loc"])} for item in errors]
+        ) from None
