@@ -241,9 +241,13 @@ def my_trades(caller: Caller, params: Params) -> Any:
     from_start = from_id is not None or "startTime" in params
     found: list[Execution] = []
     for execution in reversed(account.executions):
-        if execution.id < (from_id or 0) or execution.time_ms < start_ms:
+        if execution.time_ms < start_ms:
             break
-        if execution.symbol == symbol and execution.time_ms <= end_ms:
+        if execution.symbol != symbol:
+            continue  # whose ids are numbers of their own
+        if execution.id < (from_id or 0):
+            break
+        if execution.time_ms <= end_ms:
             found.append(execution)
             if not from_start and len(found) == limit:
                 break

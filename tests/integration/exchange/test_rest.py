@@ -110,6 +110,21 @@ def test_a_market_order_fills_and_settles(exchange: Any) -> None:
     assert all(t["isBuyer"] and not t["isMaker"] for t in trades)
 
 
+def test_own_trades_go_on_from_an_id_whatever_other_symbols_did(exchange: Any) -> None:
+    """Trade ids are numbers of their symbol: another symbol's lower ones end nothing."""
+    client = exchange.client
+    ids: dict[str, list[int]] = {"BTCUSDT": [], "ETHUSDT": []}
+    for symbol in ("BTCUSDT", "ETHUSDT", "BTCUSDT", "ETHUSDT"):
+        filled = client.call(
+            "POST", "/api/v3/order", _in_body=True,
+            symbol=symbol, side="BUY", type="MARKET", quoteOrderQty="50",
+        ).json()  # fmt: skip
+        ids[symbol] += [fill["tradeId"] for fill in filled["fills"]]
+    for symbol, expected in ids.items():
+        trades = client.call("GET", "/api/v3/myTrades", symbol=symbol, fromId=expected[0]).json()
+        assert [trade["id"] for trade in trades] == expected
+
+
 def test_cancel_all_and_test_orders(exchange: Any) -> None:
     client = exchange.client
     assert client.call(
