@@ -45,7 +45,7 @@ _REPLAYED: Final = {
     "description": "`true` on an answer that a repetition gets.",
     "schema": {"type": "string", "const": "true"},
 }
-_HEADERS: Final = {401: _CHALLENGE, 403: _CHALLENGE, 503: _RETRY}
+_HEADERS: Final = {401: _CHALLENGE, 403: _CHALLENGE, 429: _RETRY, 503: _RETRY}
 
 _PROBLEM_SCHEMA: Final = {
     "title": "Problem",
