@@ -11,7 +11,7 @@ from tbot.auth import api_keys, events, session_store, store
 from tbot.auth.api_keys import ApiKey
 from tbot.auth.principal import Peer, Principal
 from tbot.auth.proofs import require_fresh
-from tbot.auth.scopes import SCOPES_OF, Scope
+from tbot.auth.scopes import SCOPES_OF, Role, Scope
 from tbot.auth.state import Auth, sessions_ended
 from tbot.core.errors import Conflict, InsufficientScope, KeyNotAllowed, NotFound
 from tbot.core.ids import new_id
@@ -92,7 +92,7 @@ async def create_key(
     Args:
         scopes: At least one.
         addresses: Networks it is good from, in canonical form; empty for everywhere.
-        owner_id: Another user, for an administrator.
+        owner_id: A program, for an administrator.
 
     Raises:
         InsufficientScope: The asker's own token, or the owner's role, lacks one of the scopes.
@@ -101,10 +101,16 @@ async def create_key(
         StepUpRequired, KeyNotAllowed: See `tbot.auth.proofs.require_fresh`.
     """
     await require_fresh(auth, principal)
-    if owner_id is None or owner_id == principal.user_id:
-        principal.require(*scopes)
     actor = principal.actor(peer)
-    owner_id = owner_id or principal.user_id
+    if owner_id is None:
+        owner_id = principal.user_id
+        principal.require(*scopes)
+    else:
+        # A key acts as its owner: nobody makes one of another person's.
+        async with auth.pool.acquire() as connection:
+            owner = await store.user_by_id(connection, owner_id)
+        if owner is None or owner.role is not Role.SERVICE:
+            raise NotFound("no such program")
     most = auth.settings.keys_max
     made = await issue_key(auth.pool, actor, owner_id, name, scopes, addresses, ttl_s, most)
     _log.info("api_key_created", user_id=str(owner_id), key_id=str(made[0].id))

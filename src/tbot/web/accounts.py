@@ -14,6 +14,7 @@ from tbot.core import clock, money
 from tbot.core.refusals import Reason
 from tbot.ledger import flow, store
 from tbot.ledger.entries import Account, AccountAt
+from tbot.ledger.members import Access
 from tbot.orders import store as orders_store
 from tbot.web.account_forms import (
     AccountChanges,
@@ -197,7 +198,7 @@ async def change_account(
 @routes.get("/accounts/{account_id}", operation_id="get_account", response_model=AccountOut)
 async def get_account(parts: Parts, principal: AccountReader, account_id: Id) -> Response:
     """Get one account."""
-    await own_account(parts, principal, account_id)
+    await own_account(parts, principal, account_id, need=Access.READ)
     async with parts.pool.acquire() as connection:
         account, sequence = await store.get_account(connection, account_id)
     return json_answer(account_json(account, sequence))
@@ -215,7 +216,7 @@ async def get_balances(
     `sequence` is the last journal entry that counted. For a moment within the last seconds another
     entry may still turn up.
     """
-    await own_account(parts, principal, account_id)
+    await own_account(parts, principal, account_id, need=Access.READ)
     if at is not None:
         return json_answer(await past_balances(parts, account_id, at))
     async with parts.pool.acquire() as connection:
@@ -242,7 +243,7 @@ async def get_balances(
 )
 async def get_positions(parts: Parts, principal: AccountReader, account_id: Id) -> Response:
     """Get an account's positions with their market values."""
-    facts = await own_account(parts, principal, account_id)
+    facts = await own_account(parts, principal, account_id, need=Access.READ)
     async with parts.pool.acquire() as connection:
         sequence, positions = await orders_store.get_positions(connection, account_id)
     listed = positions_json(positions, _prices(parts, facts.venue))
@@ -263,7 +264,7 @@ async def get_equity(
     quote: Annotated[Asset, Query(description="The asset to value in.")] = "USDT",
 ) -> Response:
     """Value an account at the market."""
-    facts = await own_account(parts, principal, account_id)
+    facts = await own_account(parts, principal, account_id, need=Access.READ)
     async with parts.pool.acquire() as connection:
         _, balances = await store.get_balances(connection, account_id)
         _, positions = await orders_store.get_positions(connection, account_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -26,9 +27,9 @@ from tbot.journal.chain import HASH_PREFIX_DIGITS
 from tbot.market.channels import CHANNELS, Channel, Denied, wanted
 from tbot.market.subscribers import Output, Subscriber
 from tbot.market.topics import Frame, Topic
+from tbot.web.ownership import may_listen
 from tbot.web.stream_account import (
     PrivateStream,
-    owns,
     read_snapshot,
     snapshot_frame,
 )
@@ -200,6 +201,19 @@ class Session:
         why = "the login session is over"
         self.subscriber.close(CLOSE_SESSION_OVER, why, problem("session_over", why))
 
+    def listens_to(self) -> list[UUID]:
+        """The accounts whose private streams it has."""
+        return [stream.account_id for stream in (self._private or {}).values()]
+
+    def end_account(self, account_id: UUID) -> None:
+        """The account is not the user's to read any more: its stream ends, the others go on."""
+        for number, stream in list((self._private or {}).items()):
+            if stream.account_id == account_id and self._private is not None:
+                del self._private[number]
+                self._end(stream)
+                why = "the account is not shared with you any more"
+                self.subscriber.tell({**problem("access_ended", why), "ch": number})
+
     # Carrying out, in order
 
     async def _work(self) -> None:
@@ -244,7 +258,7 @@ class Session:
         try:
             if not isinstance(token, str) or len(token) > TOKEN_BYTES_MAX:
                 raise AuthError("token must be an access token")
-            principal = await auth_flow.authenticate(self._streams.auth, token)
+            principal = await auth_flow.authenticate(self._streams.auth, token, self.address)
         except AuthError as error:
             last = problem("invalid_token", str(error), message)
             if self.principal is None:
@@ -370,7 +384,7 @@ class Session:
         account_id = uuid_of(request.get("account_id"))
         assert self.principal is not None
         pool, journal = self._streams.pool, self._streams.journal
-        if account_id is None or not await owns(pool, self.principal.user_id, account_id):
+        if account_id is None or not await may_listen(pool, self.principal, account_id):
             return denial_of(Denied("not_found", "no such account, or it is not yours")), None
         mine = (self._private or {}).values()
         if full and not any(one.account_id == account_id for one in mine):

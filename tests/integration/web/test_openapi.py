@@ -48,7 +48,10 @@ def test_security_is_what_the_routes_check(site: Any) -> None:
     assert flow["scopes"] == {scope.value: scope.doc for scope in Scope}
     for route, operation in operations(site):
         scopes = required_scopes(route)
-        expected = None if scopes is None else [{"password": list(scopes)}]
+        expected = None if scopes is None else [
+            {"password": list(scopes)},
+            {"api_key": list(scopes)},
+        ]
         assert operation.get("security") == expected, route.path
 
 
@@ -92,7 +95,7 @@ def test_amounts_are_strings_everywhere(site: Any) -> None:
     """No JSON number but counts, sequences, scales and the like."""
     counts = {
         "attempts", "base_scale", "expires_in", "expires_in_s", "from_sequence", "head",
-        "max_open_orders", "quote_scale", "requested", "seq",
+        "max_open_orders", "quote_scale", "recovery_codes_left", "requested", "seq",
         "sequence", "status", "trade_id", "trades", "update_id",
     }  # fmt: skip
     for schema in site.app.openapi()["components"]["schemas"].values():
