@@ -214,7 +214,9 @@ def measure(dsn: str, options: Any) -> None:
         if "nats" in runs:
             line["nats_p99_ms"] = medians(runs["nats"])["p99_ms"]
     if "stalled" in parts:
-        show("ours, stalled", stalled(dsn, options))
+        found = stalled(dsn, options)
+        show("ours, stalled", found)
+        line = found if options.stalled else line
     if "8000" in parts:
         crowd = fan_out("ours", dsn, options.crowd, options.crowd_rate, options)
         show(f"ours, {options.crowd} × {options.crowd_rate:g}", crowd)

@@ -174,7 +174,7 @@ async def gateway_on(dsn: str, options: argparse.Namespace) -> dict[str, Any]:
     Immediate-or-cancel far from the market: the exchange answers each at once, and each order is
     two commands more than without a gateway: its acknowledgement and its end.
     """
-    with place.exchange() as access:
+    async with place.exchange() as access:
         environment = {"TBOT_GATEWAY__IN_FLIGHT_MAX": 2048}
         with place.serving(
             "ours", dsn, accounts=64, exchange=access, environment=environment

@@ -3,15 +3,36 @@
 CREATE DOMAIN public.amount AS numeric
 	CONSTRAINT amount_check CHECK (((VALUE <> 'NaN'::numeric) AND (VALUE > '-100000000000000000000'::numeric) AND (VALUE < '100000000000000000000'::numeric) AND (scale(VALUE) <= 18)));
 
+CREATE FUNCTION public.note_switch_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO switch_changes (name, halted, reason, changed_by, at)
+    VALUES (NEW.name, NEW.halted, NEW.reason, NEW.changed_by, NEW.at);
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION public.refuse_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'table % is append-only', TG_TABLE_NAME USING ERRCODE = '42501';
+END
+$$;
+
 CREATE TABLE public.accounts (
     id uuid NOT NULL,
     owner_id uuid NOT NULL,
     name text NOT NULL,
-    venue text NOT NULL,
+    venue text,
     status text NOT NULL,
     limits jsonb NOT NULL,
     opened_at timestamp with time zone NOT NULL,
     updated_at timestamp with time zone NOT NULL,
+    kind text DEFAULT 'trading'::text NOT NULL,
+    CONSTRAINT accounts_check CHECK (((kind = 'trading'::text) = (venue IS NOT NULL))),
+    CONSTRAINT accounts_kind_check CHECK ((kind = ANY (ARRAY['trading'::text, 'cash'::text]))),
     CONSTRAINT accounts_status_check CHECK ((status = ANY (ARRAY['open'::text, 'frozen'::text, 'closed'::text])))
 );
 
@@ -57,6 +78,23 @@ CREATE TABLE public.fills (
     CONSTRAINT fills_quote_quantity_check CHECK (((quote_quantity)::numeric >= (0)::numeric))
 );
 
+CREATE TABLE public.idempotency_keys (
+    key uuid NOT NULL,
+    content bytea NOT NULL,
+    status smallint NOT NULL,
+    headers bytea NOT NULL,
+    body bytea NOT NULL,
+    at timestamp with time zone NOT NULL,
+    CONSTRAINT idempotency_keys_content_check CHECK ((length(content) = 16))
+);
+
+CREATE TABLE public.imports (
+    digest bytea NOT NULL,
+    name text NOT NULL,
+    began_at timestamp with time zone NOT NULL,
+    CONSTRAINT imports_digest_check CHECK ((length(digest) = 32))
+);
+
 CREATE TABLE public.instruments (
     venue text NOT NULL,
     symbol text NOT NULL,
@@ -98,6 +136,14 @@ CREATE TABLE public.leases (
     expires_at timestamp with time zone NOT NULL
 );
 
+CREATE TABLE public.marks (
+    account_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    at timestamp with time zone NOT NULL,
+    balances jsonb NOT NULL,
+    CONSTRAINT marks_seq_check CHECK (((seq > 0) AND ((seq % (256)::bigint) = 0)))
+);
+
 CREATE TABLE public.orders (
     id uuid NOT NULL,
     account_id uuid NOT NULL,
@@ -136,6 +182,41 @@ CREATE TABLE public.orders (
     CONSTRAINT orders_side_check CHECK ((side = ANY (ARRAY['buy'::text, 'sell'::text]))),
     CONSTRAINT orders_time_in_force_check CHECK ((time_in_force = ANY (ARRAY['gtc'::text, 'ioc'::text, 'fok'::text]))),
     CONSTRAINT orders_type_check CHECK ((type = ANY (ARRAY['market'::text, 'limit'::text])))
+)
+WITH (fillfactor='70');
+
+CREATE TABLE public.payments (
+    id uuid NOT NULL,
+    account_id uuid NOT NULL,
+    kind text NOT NULL,
+    provider text NOT NULL,
+    asset text NOT NULL,
+    amount public.amount NOT NULL,
+    fee public.amount NOT NULL,
+    destination text,
+    state text NOT NULL,
+    reason text,
+    instructions text,
+    reference text,
+    settled public.amount NOT NULL,
+    held public.amount NOT NULL,
+    requested_by uuid,
+    decided_by uuid,
+    parent_id uuid,
+    metadata jsonb NOT NULL,
+    expires_at timestamp with time zone,
+    submitted_at timestamp with time zone,
+    created_at timestamp with time zone NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    seq bigint NOT NULL,
+    CONSTRAINT payments_amount_check CHECK (((amount)::numeric > (0)::numeric)),
+    CONSTRAINT payments_check CHECK (((kind = 'withdrawal'::text) = (destination IS NOT NULL))),
+    CONSTRAINT payments_check1 CHECK ((((held)::numeric > (0)::numeric) = ((kind = 'withdrawal'::text) AND (state = ANY (ARRAY['awaiting_approval'::text, 'approved'::text, 'submitted'::text]))))),
+    CONSTRAINT payments_fee_check CHECK (((fee)::numeric >= (0)::numeric)),
+    CONSTRAINT payments_held_check CHECK (((held)::numeric >= (0)::numeric)),
+    CONSTRAINT payments_kind_check CHECK ((kind = ANY (ARRAY['deposit'::text, 'withdrawal'::text]))),
+    CONSTRAINT payments_settled_check CHECK (((settled)::numeric >= (0)::numeric)),
+    CONSTRAINT payments_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'awaiting_approval'::text, 'approved'::text, 'submitted'::text, 'succeeded'::text, 'failed'::text, 'expired'::text, 'rejected'::text, 'canceled'::text, 'returned'::text])))
 )
 WITH (fillfactor='70');
 
@@ -192,6 +273,23 @@ CREATE TABLE public.signing_keys (
     CONSTRAINT signing_keys_seed_check CHECK ((length(seed) = 32))
 );
 
+CREATE TABLE public.simulated_payments (
+    id uuid NOT NULL,
+    kind text NOT NULL,
+    asset text NOT NULL,
+    amount public.amount NOT NULL,
+    destination text,
+    reference text NOT NULL,
+    requests integer NOT NULL,
+    outcome text NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    told boolean NOT NULL,
+    attempts integer NOT NULL,
+    CONSTRAINT simulated_payments_amount_check CHECK (((amount)::numeric > (0)::numeric)),
+    CONSTRAINT simulated_payments_kind_check CHECK ((kind = ANY (ARRAY['deposit'::text, 'withdrawal'::text]))),
+    CONSTRAINT simulated_payments_outcome_check CHECK ((outcome = ANY (ARRAY['succeeded'::text, 'failed'::text, 'returned'::text])))
+);
+
 CREATE TABLE public.streams (
     account_id uuid NOT NULL,
     seq bigint NOT NULL,
@@ -201,11 +299,53 @@ CREATE TABLE public.streams (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE public.switch_changes (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    halted boolean NOT NULL,
+    reason text NOT NULL,
+    changed_by text NOT NULL,
+    at timestamp with time zone NOT NULL
+);
+
+ALTER TABLE public.switch_changes ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.switch_changes_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.switches (
     name text NOT NULL,
     halted boolean NOT NULL,
     reason text NOT NULL,
-    at timestamp with time zone NOT NULL
+    at timestamp with time zone NOT NULL,
+    changed_by text DEFAULT 'system'::text NOT NULL
+);
+
+CREATE TABLE public.transfers (
+    id uuid NOT NULL,
+    source_id uuid NOT NULL,
+    target_id uuid NOT NULL,
+    asset text NOT NULL,
+    amount public.amount NOT NULL,
+    state text NOT NULL,
+    posted_amount public.amount NOT NULL,
+    expires_at timestamp with time zone,
+    reverses uuid,
+    reversed_by uuid,
+    group_id uuid,
+    metadata jsonb NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    CONSTRAINT transfers_amount_check CHECK (((amount)::numeric > (0)::numeric)),
+    CONSTRAINT transfers_check CHECK ((target_id <> source_id)),
+    CONSTRAINT transfers_check1 CHECK ((((posted_amount)::numeric >= (0)::numeric) AND ((posted_amount)::numeric <= (amount)::numeric))),
+    CONSTRAINT transfers_check2 CHECK (((state = 'posted'::text) = ((posted_amount)::numeric > (0)::numeric))),
+    CONSTRAINT transfers_check3 CHECK (((reversed_by IS NULL) OR (state = 'posted'::text))),
+    CONSTRAINT transfers_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'posted'::text, 'voided'::text, 'expired'::text])))
 );
 
 CREATE TABLE public.users (
@@ -224,8 +364,47 @@ CREATE TABLE public.users (
 CREATE TABLE public.venue_sessions (
     venue text NOT NULL,
     session_id text NOT NULL,
-    since timestamp with time zone NOT NULL
+    since timestamp with time zone NOT NULL,
+    found_id text
 );
+
+CREATE TABLE public.webhook_deliveries (
+    webhook_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    kind text NOT NULL,
+    state text NOT NULL,
+    attempts integer NOT NULL,
+    status smallint,
+    error text,
+    at timestamp with time zone NOT NULL,
+    next_at timestamp with time zone,
+    CONSTRAINT webhook_deliveries_attempts_check CHECK ((attempts > 0)),
+    CONSTRAINT webhook_deliveries_check CHECK (((state = 'retrying'::text) = (next_at IS NOT NULL))),
+    CONSTRAINT webhook_deliveries_state_check CHECK ((state = ANY (ARRAY['retrying'::text, 'delivered'::text, 'dead'::text])))
+);
+
+CREATE TABLE public.webhooks (
+    id uuid NOT NULL,
+    owner_id uuid NOT NULL,
+    account_id uuid NOT NULL,
+    url text NOT NULL,
+    kinds text[] NOT NULL,
+    secret bytea NOT NULL,
+    enabled boolean NOT NULL,
+    disabled_reason text,
+    seq bigint NOT NULL,
+    hash bytea NOT NULL,
+    failures integer NOT NULL,
+    version integer NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    CONSTRAINT webhooks_check CHECK ((enabled OR (disabled_reason IS NOT NULL))),
+    CONSTRAINT webhooks_failures_check CHECK ((failures >= 0)),
+    CONSTRAINT webhooks_hash_check CHECK ((length(hash) = 32)),
+    CONSTRAINT webhooks_secret_check CHECK ((length(secret) >= 24)),
+    CONSTRAINT webhooks_seq_check CHECK ((seq >= 0))
+)
+WITH (fillfactor='70');
 
 ALTER TABLE ONLY public.accounts
     ADD CONSTRAINT accounts_pkey PRIMARY KEY (id);
@@ -242,6 +421,12 @@ ALTER TABLE ONLY public.counters
 ALTER TABLE ONLY public.fills
     ADD CONSTRAINT fills_pkey PRIMARY KEY (order_id, trade_id);
 
+ALTER TABLE ONLY public.idempotency_keys
+    ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (key);
+
+ALTER TABLE ONLY public.imports
+    ADD CONSTRAINT imports_pkey PRIMARY KEY (digest);
+
 ALTER TABLE ONLY public.instruments
     ADD CONSTRAINT instruments_pkey PRIMARY KEY (venue, symbol);
 
@@ -251,8 +436,14 @@ ALTER TABLE ONLY public.journal
 ALTER TABLE ONLY public.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY public.marks
+    ADD CONSTRAINT marks_pkey PRIMARY KEY (account_id, seq);
+
 ALTER TABLE ONLY public.orders
     ADD CONSTRAINT orders_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.payments
+    ADD CONSTRAINT payments_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.positions
     ADD CONSTRAINT positions_pkey PRIMARY KEY (account_id, symbol);
@@ -272,11 +463,23 @@ ALTER TABLE ONLY public.shared_secrets
 ALTER TABLE ONLY public.signing_keys
     ADD CONSTRAINT signing_keys_pkey PRIMARY KEY (kid);
 
+ALTER TABLE ONLY public.simulated_payments
+    ADD CONSTRAINT simulated_payments_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.simulated_payments
+    ADD CONSTRAINT simulated_payments_reference_key UNIQUE (reference);
+
 ALTER TABLE ONLY public.streams
     ADD CONSTRAINT streams_pkey PRIMARY KEY (account_id);
 
+ALTER TABLE ONLY public.switch_changes
+    ADD CONSTRAINT switch_changes_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.switches
     ADD CONSTRAINT switches_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY public.transfers
+    ADD CONSTRAINT transfers_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_pkey PRIMARY KEY (id);
@@ -287,9 +490,19 @@ ALTER TABLE ONLY public.users
 ALTER TABLE ONLY public.venue_sessions
     ADD CONSTRAINT venue_sessions_pkey PRIMARY KEY (venue);
 
+ALTER TABLE ONLY public.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (webhook_id, seq);
+
+ALTER TABLE ONLY public.webhooks
+    ADD CONSTRAINT webhooks_pkey PRIMARY KEY (id);
+
 CREATE INDEX accounts_owner ON public.accounts USING btree (owner_id, id);
 
 CREATE INDEX fills_account ON public.fills USING btree (account_id, seq);
+
+CREATE INDEX idempotency_keys_at ON public.idempotency_keys USING btree (at);
+
+CREATE INDEX marks_at ON public.marks USING btree (account_id, at, seq);
 
 CREATE INDEX orders_account ON public.orders USING btree (account_id, id);
 
@@ -299,17 +512,62 @@ CREATE INDEX orders_open ON public.orders USING btree (account_id, id) WHERE (st
 
 CREATE INDEX orders_parent ON public.orders USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 
+CREATE INDEX payments_account ON public.payments USING btree (account_id, id);
+
+CREATE INDEX payments_approvals ON public.payments USING btree (id) WHERE (state = 'awaiting_approval'::text);
+
+CREATE UNIQUE INDEX payments_credited ON public.payments USING btree (provider, reference) WHERE ((kind = 'deposit'::text) AND (reference IS NOT NULL));
+
+CREATE INDEX payments_day ON public.payments USING btree (account_id, created_at);
+
+CREATE INDEX payments_due ON public.payments USING btree (id) WHERE ((state = 'approved'::text) OR ((state = 'pending'::text) AND (instructions IS NULL)));
+
+CREATE INDEX payments_expiring ON public.payments USING btree (expires_at) WHERE (state = 'pending'::text);
+
+CREATE INDEX payments_open ON public.payments USING btree (account_id, id) WHERE (state = ANY (ARRAY['pending'::text, 'awaiting_approval'::text, 'approved'::text, 'submitted'::text]));
+
+CREATE INDEX payments_silent ON public.payments USING btree (updated_at) WHERE ((state = 'submitted'::text) OR ((state = 'pending'::text) AND (instructions IS NOT NULL)));
+
 CREATE INDEX refresh_tokens_session ON public.refresh_tokens USING btree (session_id);
 
 CREATE INDEX sessions_expiry ON public.sessions USING btree (expires_at);
 
 CREATE INDEX sessions_user ON public.sessions USING btree (user_id) WHERE (ended_at IS NULL);
 
+CREATE INDEX simulated_payments_due ON public.simulated_payments USING btree (due_at) WHERE (NOT told);
+
+CREATE INDEX switch_changes_name ON public.switch_changes USING btree (name, id);
+
+CREATE INDEX transfers_expiring ON public.transfers USING btree (expires_at) WHERE ((state = 'pending'::text) AND (expires_at IS NOT NULL));
+
+CREATE INDEX transfers_pending ON public.transfers USING btree (source_id, id) WHERE (state = 'pending'::text);
+
+CREATE UNIQUE INDEX transfers_reverses ON public.transfers USING btree (reverses) WHERE (reverses IS NOT NULL);
+
+CREATE INDEX transfers_source ON public.transfers USING btree (source_id, id);
+
+CREATE INDEX transfers_target ON public.transfers USING btree (target_id, id);
+
+CREATE INDEX webhook_deliveries_dead ON public.webhook_deliveries USING btree (webhook_id, seq) WHERE (state = 'dead'::text);
+
+CREATE INDEX webhooks_owner ON public.webhooks USING btree (owner_id, id);
+
+CREATE TRIGGER fills_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.fills FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER journal_is_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.journal FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER switch_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.switch_changes FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER switches_are_noted AFTER INSERT OR UPDATE ON public.switches FOR EACH ROW EXECUTE FUNCTION public.note_switch_change();
+
 ALTER TABLE ONLY public.refresh_tokens
     ADD CONSTRAINT refresh_tokens_session_id_fkey FOREIGN KEY (session_id) REFERENCES public.sessions(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id);
+
+ALTER TABLE ONLY public.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_webhook_id_fkey FOREIGN KEY (webhook_id) REFERENCES public.webhooks(id) ON DELETE CASCADE;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.accounts TO tbot_app;
 
@@ -321,13 +579,21 @@ GRANT SELECT,INSERT,UPDATE ON TABLE public.counters TO tbot_app;
 
 GRANT SELECT,INSERT ON TABLE public.fills TO tbot_app;
 
+GRANT SELECT,INSERT,DELETE ON TABLE public.idempotency_keys TO tbot_app;
+
+GRANT SELECT,INSERT ON TABLE public.imports TO tbot_app;
+
 GRANT SELECT,INSERT,UPDATE ON TABLE public.instruments TO tbot_app;
 
 GRANT SELECT,INSERT ON TABLE public.journal TO tbot_app;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.leases TO tbot_app;
 
+GRANT SELECT,INSERT ON TABLE public.marks TO tbot_app;
+
 GRANT SELECT,INSERT,UPDATE ON TABLE public.orders TO tbot_app;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.payments TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.positions TO tbot_app;
 
@@ -341,10 +607,20 @@ GRANT SELECT,INSERT ON TABLE public.shared_secrets TO tbot_app;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.signing_keys TO tbot_app;
 
+GRANT SELECT,INSERT,UPDATE ON TABLE public.simulated_payments TO tbot_app;
+
 GRANT SELECT,INSERT,UPDATE ON TABLE public.streams TO tbot_app;
 
+GRANT SELECT,INSERT ON TABLE public.switch_changes TO tbot_app;
+
 GRANT SELECT,INSERT,UPDATE ON TABLE public.switches TO tbot_app;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.transfers TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.users TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.venue_sessions TO tbot_app;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.webhook_deliveries TO tbot_app;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.webhooks TO tbot_app;

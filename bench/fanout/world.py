@@ -19,6 +19,8 @@ from fanout.reader import Reader, Stats, open_reader
 
 HERE: Final = Path(__file__).resolve().parent
 FILES: Final = 20_000
+SMALL_BYTES: Final = 16_384
+"""Receive buffer of a client that is to stall soon after it stops reading."""
 PER_ADDRESS: Final = 20_000
 """Connections from one loopback address: below the number of its ports."""
 
@@ -186,7 +188,7 @@ def gather(
     crowd = Crowd(server, reader or open_reader(count, plain=plain))
     tokens = server.facts.get("tokens", [])
     for number in range(first, first + count):
-        connection = connect(server.port, number, 65_536 if number in small else 0)
+        connection = connect(server.port, number, SMALL_BYTES if number in small else 0)
         request = handshake(server.port, protocol="tbot.v1.json" if wishes else "")
         rest = upgraded(connection, request)
         if wishes is not None:

@@ -75,6 +75,7 @@ def fire(
     first: int,
     status: bytes = b"201",
     warm_s: float = WARM_S,
+    holds: tuple[bytes, int] | None = None,
 ) -> tuple[Shots, int]:
     """Keep each connection busy with one request at a time for a while.
 
@@ -83,6 +84,7 @@ def fire(
         first: The first number to use.
         status: What every answer has to have.
         warm_s: Not counted, before the rest.
+        holds: What every answer has to contain, and how often.
 
     Returns:
         The figures, and the first number that was not used.
@@ -133,6 +135,8 @@ def fire(
                 if len(received) < peer.awaited:
                     peer.received = received
                     continue
+                if holds is not None and received.count(holds[0]) != holds[1]:
+                    raise WrongAnswer(received[:2000].decode(errors="replace"))
                 now_s = clock()
                 if counting:
                     latencies.append(now_s - peer.sent_s)

@@ -17,8 +17,11 @@ from typing import Any
 
 import asyncpg
 
+from tbot.child import ExchangeChild
+from tbot.core.settings import ExchangeSettings
 from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.migrate import migrate
+from tbot.exchange import credentials
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
@@ -112,6 +115,24 @@ def serving(kind: str, dsn: str, **options: Any) -> Iterator[Server]:
             process.wait()
 
 
+@contextlib.asynccontextmanager
+async def exchange() -> AsyncIterator[dict[str, str]]:
+    """A paper exchange whose rate limits are no cap; what `PaperAccess` takes."""
+    limits = {"ORDERS_10S_MAX": 10**8, "ORDERS_1D_MAX": 10**9, "WEIGHT_1M_MAX": 10**9}
+    os.environ.update({f"TBOT_EXCHANGE__{name}": str(most) for name, most in limits.items()})
+    directory = Path(tempfile.mkdtemp(prefix="tbot-bench-", dir="/tmp"))
+    child = ExchangeChild(ExchangeSettings(port=0), directory, directory / "exchange.log")
+    child.start()
+    try:
+        await child.ready()
+        found = credentials.load(directory)
+        assert found is not None
+        yield {"url": found.url, "api_key": found.api_key, "api_secret": found.api_secret}
+    finally:
+        await child.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 async def calm(dsn: str) -> None:
     """Let nothing of one stretch weigh on the next: a checkpoint, and a moment."""
     connection = await asyncpg.connect(dsn)
@@ -120,3 +141,18 @@ async def calm(dsn: str) -> None:
     finally:
         await connection.close()
     await asyncio.sleep(0.2)
+
+
+def database_processor_s(server: EmbeddedPostgres) -> float:
+    """Processor time that Postgres' processes have taken so far, those that ended included."""
+    ticks = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(entry.name) == server.pid:
+                ticks += sum(map(int, words[11:15]))
+            elif int(words[1]) == server.pid:
+                ticks += int(words[11]) + int(words[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

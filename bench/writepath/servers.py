@@ -20,6 +20,7 @@ from uuid import UUID
 import asyncpg
 import uvicorn
 import uvloop
+from pydantic import BaseModel
 from writepath.place import SERVER_CORE, pin
 from writepath.stock import stock_app
 from writepath.transaction import OneTransactionEach
@@ -28,9 +29,11 @@ from tbot.auth import flow as auth_flow
 from tbot.auth import users
 from tbot.boot import PAPER, PaperAccess, Parts, running
 from tbot.core import clock, log
+from tbot.core.errors import Unavailable
 from tbot.core.ids import new_id
 from tbot.core.settings import Settings
 from tbot.journal.commands import SYSTEM
+from tbot.ledger.assets import save_assets
 from tbot.ledger.entries import Limits, OpenAccount
 from tbot.market.book import Reference
 from tbot.serving import serve_http
@@ -38,6 +41,7 @@ from tbot.venues.base import Instrument
 from tbot.web.app import build_app
 from tbot.web.deps import Deps
 from tbot.web.orders import NewOrder
+from tbot.web.transfer_forms import TransferBody
 
 PASSWORD = "only for these figures"
 MUCH = Decimal(10) ** 15
@@ -45,6 +49,12 @@ LIMITS = Limits(
     max_order_notional=Decimal(1_000_000),
     max_open_orders=100_000_000,
     price_collar=Decimal("0.05"),
+)
+CASH_LIMITS = Limits(
+    max_order_notional=Decimal(1),
+    max_open_orders=0,
+    price_collar=Decimal(0),
+    overdraft={"USD": MUCH},
 )
 BTC_USDT = Instrument(
     venue=PAPER,
@@ -94,7 +104,7 @@ async def _token(parts: Parts) -> tuple[str, UUID]:
     return grant.access_token, grant.user_id
 
 
-async def _accounts(parts: Parts, owner_id: UUID, count: int) -> list[str]:
+async def _accounts(parts: Parts, owner_id: UUID, count: int, cash: bool) -> list[str]:
     found = []
     for number in range(count):
         account_id = new_id()
@@ -104,11 +114,17 @@ async def _accounts(parts: Parts, owner_id: UUID, count: int) -> list[str]:
             account_id,
             owner_id,
             f"bench {number}",
-            PAPER,
-            LIMITS,
-            {"USDT": MUCH, "BTC": MUCH},
+            None if cash else PAPER,
+            CASH_LIMITS if cash else LIMITS,
+            {} if cash else {"USDT": MUCH, "BTC": MUCH},
         )
-        await parts.committer.commit(command)
+        for patience in range(9, -1, -1):  # a machine that is busy elsewhere may stall us
+            try:
+                await parts.committer.commit(command)
+                break
+            except Unavailable:
+                if not patience:
+                    raise
         found.append(str(account_id))
     return found
 
@@ -124,7 +140,9 @@ async def _ours(dsn: str, options: dict[str, Any], each: bool = False) -> None:
     settings = _settings(options.get("environment", {}))
     async with running(settings, dsn, access) as parts:
         token, owner_id = await _token(parts)
-        accounts = await _accounts(parts, owner_id, options.get("accounts", 64))
+        cash = options.get("cash_accounts", 0)
+        await save_assets(parts.pool, {"USD": 2})
+        accounts = await _accounts(parts, owner_id, cash or options.get("accounts", 64), bool(cash))
         orders = parts.orders
         app: Any = parts.app
         if access is None:
@@ -139,6 +157,9 @@ async def _ours(dsn: str, options: dict[str, Any], each: bool = False) -> None:
         else:
             while await parts.unready():
                 await asyncio.sleep(0.05)
+            venue = orders.accounts.venues[PAPER]
+            for asset in ("USDT", "BTC"):
+                await venue.deposit(f"bench:{asset}", asset, Decimal(10) ** 12)
         parts.app = app
         listener = _listen({"token": token, "accounts": accounts})
         await serve_http(parts, listener, _standard_input_ended())
@@ -152,11 +173,9 @@ async def _stock(dsn: str, options: dict[str, Any]) -> None:
     settings = _settings({})
     async with running(settings, dsn, None) as parts:
         token, _ = await _token(parts)
-        model = NewOrder
+        model: type[BaseModel] = NewOrder
         if options["path"] == "/v1/transfers":
-            from tbot.web.transfer_forms import TransferBody
-
-            model = TransferBody  # type: ignore[assignment]
+            model = TransferBody
         app = stock_app(parts.auth, options["path"], model, options["cached"])
         config = {"app": app, "http": "httptools", "access_log": False, "log_config": None}
         await _serve({**config, "lifespan": "off"}, {"token": token, "accounts": []})

@@ -121,7 +121,8 @@ async def test_an_interrupted_import_goes_on_where_it_stopped(
     assert 40 <= part <= 70
     # And from a moment when half a chunk was made.
     began_at = await pool.fetchval("SELECT began_at FROM imports")
-    chunk = [importing.Wanted(99 + n, *accounts[:2], "EUR", Decimal(1), {}) for n in range(2)]
+    source, target = accounts[:2]
+    chunk = [importing.Wanted(99 + n, source, target, "EUR", Decimal(1), {}) for n in range(2)]
     report = importing.Report(checked.digest)
     await importing._make(pool, desk.committer, SYSTEM, chunk, began_at, report)
     rest = await import_file(pool, desk.committer, SYSTEM, path, await check_file(pool, path))

@@ -200,7 +200,7 @@ async def drop_challenges(connection: Connection, user_id: UUID) -> None:
 async def sweep_challenges(connection: Connection, limit: int = 1000) -> None:
     """Delete waiting logins whose time is over, a few at a time."""
     await connection.execute(
-        "DELETE FROM mfa_challenges WHERE hash IN (SELECT hash FROM mfa_challenges"
-        " WHERE expires_at < now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
+        "DELETE FROM mfa_challenges WHERE hash = ANY(ARRAY(SELECT hash FROM mfa_challenges"
+        " WHERE expires_at < now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))",
         limit,
     )

@@ -6,10 +6,7 @@ refresh token is good is decided by the database's clock, which all processes sh
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -18,9 +15,8 @@ from uuid import UUID
 import asyncpg
 
 from tbot.auth.scopes import Role
-from tbot.core.errors import OutcomeUnknown
 from tbot.core.ids import FIRST_ID
-from tbot.db.pool import DATABASE_FAULTS
+from tbot.db.pool import transaction as transaction  # noqa: PLC0414 - part of this store
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 type Pool = asyncpg.Pool[Any]
@@ -71,33 +67,6 @@ class KeyRow:
     signs_from: datetime
     signs_until: datetime
     retires_at: datetime
-
-
-@asynccontextmanager
-async def transaction(pool: Pool) -> AsyncIterator[Connection]:
-    """A transaction on a pooled connection, committed if the block ends well.
-
-    Raises:
-        OutcomeUnknown: The connection broke at COMMIT, or COMMIT did not answer `COMMIT`: asyncpg
-            by itself would not notice a COMMIT that rolled back.
-    """
-    async with pool.acquire() as connection:
-        await connection.execute("BEGIN")
-        try:
-            yield connection
-        except asyncio.CancelledError:
-            connection.terminate()  # a cancel request could hit the connection's next statement
-            raise
-        except BaseException:
-            with contextlib.suppress(*DATABASE_FAULTS):
-                await connection.execute("ROLLBACK")
-            raise
-        try:
-            answer = await connection.execute("COMMIT")
-        except DATABASE_FAULTS as error:
-            raise OutcomeUnknown("the database went away while the change was committed") from error
-        if answer != "COMMIT":
-            raise OutcomeUnknown(f"COMMIT was answered by {answer}")
 
 
 # Users
@@ -347,10 +316,10 @@ async def sweep_sessions(connection: Connection, kept_s: int, limit: int = 1000)
     """Delete sessions that expired more than `kept_s` ago, with their tokens, a few at a time."""
     answer = await connection.execute(
         """
-        DELETE FROM sessions WHERE id IN (
+        DELETE FROM sessions WHERE id = ANY(ARRAY(
             SELECT id FROM sessions WHERE expires_at < now() - $1::interval
             ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
-        )
+        ))
         """,
         timedelta(seconds=kept_s),
         limit,

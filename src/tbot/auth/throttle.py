@@ -151,8 +151,8 @@ async def succeeded(connection: Connection, named: Names) -> None:
 async def sweep(connection: Connection, settings: AuthSettings) -> int:
     """Forget failures whose time is over, a few thousand at a time; how many went."""
     answer = await connection.execute(
-        "DELETE FROM login_failures WHERE key IN (SELECT key FROM login_failures"
-        " WHERE at < now() - $1::interval ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        "DELETE FROM login_failures WHERE key = ANY(ARRAY(SELECT key FROM login_failures"
+        " WHERE at < now() - $1::interval ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED))",
         timedelta(seconds=settings.failures_wait_s_max),
         SWEEP_MOST,
     )

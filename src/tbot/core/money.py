@@ -128,8 +128,10 @@ def scale_of(value: Decimal) -> int:
         >>> scale_of(Decimal("1.500")), scale_of(Decimal("100"))
         (1, 0)
     """
-    exponent = value.normalize(_ROUNDING).as_tuple().exponent
-    return max(0, -exponent) if isinstance(exponent, int) else 0
+    written = str(value)
+    if "E" in written:
+        written = format(value, "f")
+    return len(written.partition(".")[2].rstrip("0"))
 
 
 def quantize(value: Decimal, scale: int, rounding: str) -> Decimal:

@@ -23,7 +23,7 @@ class HttpSettings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    body_bytes_max: int = Field(65_536, ge=1024, description="Largest request body.")
+    body_bytes_max: int = Field(262_144, ge=1024, description="Largest request body.")
     json_depth_max: int = Field(32, ge=2, description="Deepest nesting of a JSON body.")
     wait_s_max: float = Field(30.0, ge=0, description="Longest `Prefer: wait` honoured.")
     page_size: int = Field(100, ge=1, description="Items on a page when the caller names none.")

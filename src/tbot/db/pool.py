@@ -1,12 +1,15 @@
 """Connections to Postgres: the pool for reads, and the committer's own.
 
-Entry points: `create_pool`, `connect_committer`, `connect_listener`, `DATABASE_FAULTS`.
+Entry points: `create_pool`, `transaction`, `connect_committer`, `connect_listener`,
+`DATABASE_FAULTS`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -14,7 +17,9 @@ import asyncpg
 from asyncpg.pgproto import pgproto
 
 from tbot.core import ids
+from tbot.core.errors import OutcomeUnknown
 from tbot.core.settings import CommitterSettings, DatabaseSettings
+from tbot.db import arrays
 
 CONNECT_TIMEOUT_S: Final = 5.0
 
@@ -54,6 +59,35 @@ async def create_pool(dsn: str, settings: DatabaseSettings) -> asyncpg.Pool[asyn
     )
 
 
+@asynccontextmanager
+async def transaction(
+    pool: asyncpg.Pool[Any],
+) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Any]]:
+    """A transaction on a pooled connection, committed if the block ends well.
+
+    Raises:
+        OutcomeUnknown: The connection broke at COMMIT, or COMMIT did not answer `COMMIT`: asyncpg
+            by itself would not notice a COMMIT that rolled back.
+    """
+    async with pool.acquire() as connection:
+        await connection.execute("BEGIN")
+        try:
+            yield connection
+        except asyncio.CancelledError:
+            connection.terminate()  # a cancel request could hit the connection's next statement
+            raise
+        except BaseException:
+            with suppress(*DATABASE_FAULTS):
+                await connection.execute("ROLLBACK")
+            raise
+        try:
+            answer = await connection.execute("COMMIT")
+        except DATABASE_FAULTS as error:
+            raise OutcomeUnknown("the database went away while the change was committed") from error
+        if answer != "COMMIT":
+            raise OutcomeUnknown(f"COMMIT was answered by {answer}")
+
+
 async def connect_committer(dsn: str, settings: CommitterSettings) -> asyncpg.Connection[Any]:
     """A connection whose transactions the server itself bounds.
 
@@ -79,6 +113,7 @@ async def connect_committer(dsn: str, settings: CommitterSettings) -> asyncpg.Co
         },
     )
     await _bound_silence(connection)
+    arrays.install(connection)
     return connection
 
 

@@ -273,12 +273,12 @@ def unbalanced(drafts: Sequence[Draft]) -> dict[str, Decimal]:
         >>> unbalanced([Draft(nobody, "order.accepted", {}, move[:1])])
         {'USDT': Decimal('-5')}
     """
-    if len(drafts) == 1 and len(drafts[0].postings) == 2:
-        one, other = drafts[0].postings
+    postings = [posting for draft in drafts for posting in draft.postings]
+    if len(postings) == 2:  # nearly always
+        one, other = postings
         if one.asset == other.asset and not one.amount + other.amount:
             return {}
     sums: dict[str, Decimal] = {}
-    for draft in drafts:
-        for posting in draft.postings:
-            sums[posting.asset] = sums.get(posting.asset, money.ZERO) + posting.amount
+    for posting in postings:
+        sums[posting.asset] = sums.get(posting.asset, money.ZERO) + posting.amount
     return {asset: total for asset, total in sums.items() if total}

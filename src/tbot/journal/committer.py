@@ -115,6 +115,7 @@ class Committer:
         except DATABASE_FAULTS as error:
             raise JournalUnavailable(f"no connection for the committer: {error}") from error
         self._run_task = self._tasks.start(self._run(), "run")
+        self._tasks.start(self._sweep(), "sweep")
 
     async def stop(self, timeout_s: float = 10.0) -> None:
         """Commit what waits, then end; safe to call twice."""
@@ -161,8 +162,7 @@ class Committer:
             await self._queue.wait()
             if self._queue.closed and not len(self._queue):
                 return
-            for late in self._queue.expired(self._settings.queue_age_s_max):
-                late.fail(Overloaded("the command waited too long to be committed"))
+            self._refuse_late()
             pendings = self._queue.take(self._settings.batch_max)
             if pendings:
                 self._running = pendings
@@ -173,6 +173,20 @@ class Committer:
                     self._discard()
                     for pending in pendings:
                         pending.fail(error)
+
+    async def _sweep(self) -> None:
+        """Keep the promise about waiting while a batch, or a silent database, takes its time."""
+        while True:
+            await asyncio.sleep(self._settings.queue_age_s_max / 4)
+            self._refuse_late()
+
+    def _refuse_late(self) -> None:
+        """Answer what waited longer than it may: certainly not executed."""
+        for late in self._queue.expired(self._settings.queue_age_s_max):
+            if self.healthy and not self._outages:
+                late.fail(Overloaded("the command waited too long to be committed"))
+            else:
+                late.fail(JournalUnavailable("the database is not there to commit to"))
 
     async def _settle(self, pendings: list[Pending]) -> None:
         """Run commands until each one is answered or back in the queue."""
@@ -209,8 +223,7 @@ class Committer:
                 self.healthy = False
                 _log.warning("journal_unavailable", error=str(error))
                 group = self._patient(group)
-                for late in self._queue.expired(self._settings.queue_age_s_max):
-                    late.fail(JournalUnavailable("the database cannot be reached"))
+                self._refuse_late()
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1))
                 delay_s = min(1.0, delay_s * 2)
         return group
@@ -283,8 +296,7 @@ class Committer:
             # A database that answers and refuses (a full disk, a standby) must not be hammered.
             self._outages += 1
             await asyncio.sleep(min(1.0, 0.01 * 2 ** min(self._outages, 7)))
-            for late in self._queue.expired(self._settings.queue_age_s_max):
-                late.fail(JournalUnavailable("the database cannot be written to"))
+            self._refuse_late()
             return [self._patient(group)]
         await self._rollback(batch)
         if _is_conflict(error):

@@ -42,8 +42,9 @@ _FIND: Final = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE key = ANY($1::uui
 _KEEP: Final = """INSERT INTO idempotency_keys (key, content, status, headers, body, at)
 SELECT * FROM unnest({0}::uuid[], {1}::bytea[], {2}::smallint[], {3}::bytea[], {4}::bytea[],
                      {5}::timestamptz[])"""
-_CLEAN: Final = """DELETE FROM idempotency_keys WHERE key IN
- (SELECT key FROM idempotency_keys WHERE at < $1 ORDER BY at LIMIT $2)"""
+# An array, not IN: a planner that does not know the limit would join with the whole table.
+_CLEAN: Final = """DELETE FROM idempotency_keys WHERE key = ANY(ARRAY(
+ SELECT key FROM idempotency_keys WHERE at < $1 ORDER BY at LIMIT $2))"""
 
 _encode_headers = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode

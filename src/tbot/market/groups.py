@@ -59,17 +59,20 @@ class Group:
         runs: list[Run] = []
         for topic, mark in marks.items():
             if topic.head != mark:
-                if mark < topic.lost_through:
-                    self._break_up()
-                    return
-                run = topic.run_after(mark)
+                run = topic.runs.get(mark)
+                if run is None:
+                    if mark < topic.lost_through:
+                        self._break_up()
+                        return
+                    run = topic.run_after(mark)
                 runs.append(run)
-                if 0.0 < run.frames[0].at < tally.oldest_at:
-                    tally.oldest_at = run.frames[0].at
         if not runs:
             return
+        if 0.0 < runs[0].oldest_at < tally.oldest_at:
+            tally.oldest_at = runs[0].oldest_at
         whole = Batch(runs)
-        for batch in whole.cut(WRITE_BYTES_MAX):
+        small = len(whole.data) <= WRITE_BYTES_MAX
+        for batch in (whole,) if small else whole.cut(WRITE_BYTES_MAX):
             handed = 0
             for member in tuple(self.members):
                 output = member.output
@@ -82,7 +85,7 @@ class Group:
                     member.fall_behind()
             for run in batch.runs:
                 assert run.topic is not None
-                marks[run.topic] = run.frames[-1].seq
+                marks[run.topic] = run.last
             tally.sockets += handed
             tally.frames += handed * batch.count
             tally.bytes += handed * len(batch.data)

@@ -41,7 +41,9 @@ clients_gauge = Gauge("tbot_stream_clients", "Connected stream clients.")
 subscriptions_gauge = Gauge("tbot_stream_subscriptions", "Subscriptions.", ["channel"])
 published_total = Counter("tbot_stream_published", "Frames published, once each.", ["channel"])
 gaps_total = Counter("tbot_stream_gaps", "Gaps told to whole channels.", ["channel"])
+conflated_total = Counter("tbot_stream_conflated", "Changes told with a later one.", ["channel"])
 blocked_gauge = Gauge("tbot_stream_blocked", "Clients whose connection takes nothing.")
+waiting_gauge = Gauge("tbot_stream_waiting_bytes", "Answers and private messages that wait.")
 lag_seconds = Histogram(
     "tbot_stream_lag_seconds",
     "From a frame's publication to its write: the oldest frame of each turn of the flush.",
@@ -227,7 +229,9 @@ class Hub:
     def changed(self, topic: Topic) -> None:
         """Call after every update of a topic: publishes now, or when its interval is over."""
         if topic.pending and topic.interval_ms:
-            if topic not in self._timers and self._loop is not None:
+            if topic in self._timers:
+                conflated_total.labels(topic.channel).inc()
+            elif self._loop is not None:
                 delay_s = topic.interval_ms / 1000
                 self._timers[topic] = self._loop.call_later(delay_s, self._expire, topic)
             return
@@ -325,6 +329,7 @@ class Hub:
         """One round of the watch."""
         now = self.now()
         blocked_gauge.set(len(self._blocked))
+        waiting_gauge.set(sum([subscriber.waiting_bytes for subscriber in self._blocked]))
         for subscriber in list(self._blocked):
             since = subscriber.blocked_since
             if since is None:

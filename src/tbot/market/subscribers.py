@@ -322,13 +322,18 @@ class Subscriber:
         if last is not None and self.output.ready:
             self.output.write(Batch([Run([control(last)])]))
         self.output.close(code, reason)
-        self.on_close()
+        self._tell_owner()
 
     def gone(self) -> None:
         """The peer ended the connection."""
         if not self.closing:
             self._end()
-            self.on_close()
+            self._tell_owner()
+
+    def _tell_owner(self) -> None:
+        """Call `on_close`, and let go of the owner: nothing of us waits for a collection."""
+        on_close, self.on_close, self.on_deadline = self.on_close, _nothing, None
+        on_close()
 
     def _end(self) -> None:
         self.closing = True
@@ -338,3 +343,7 @@ class Subscriber:
         self.deadline_at = inf
         if self._room is not None:
             self._room.set()
+
+
+def _nothing() -> None:
+    return None

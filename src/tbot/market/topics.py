@@ -86,11 +86,14 @@ class Run:
         topic: Whose frames they are; None for control and private ones.
     """
 
-    __slots__ = ("data", "frames", "topic")
+    __slots__ = ("count", "data", "frames", "last", "oldest_at", "topic")
 
     def __init__(self, frames: Sequence[Frame], topic: Topic | None = None) -> None:
         self.topic = topic
         self.frames = frames
+        self.count = len(frames)
+        self.last = frames[-1].seq
+        self.oldest_at = frames[0].at
         if len(frames) == 1:
             self.data = frames[0].framed
         else:
@@ -105,7 +108,7 @@ class Batch:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
         self.data = runs[0].data if len(runs) == 1 else b"".join([run.data for run in runs])
-        self.count = sum([len(run.frames) for run in runs])
+        self.count = sum([run.count for run in runs])
 
     def __iter__(self) -> Iterator[Frame]:
         for run in self.runs:

@@ -152,7 +152,9 @@ class OrdersProjection:
     ) -> None:
         """Read final orders that commands name, and orders that client ids already name."""
         for state in states.values():
-            state.part(Orders).forget()
+            part = state.parts.get(Orders)
+            if part is not None:
+                part.forget()
         wanted: list[UUID] = []
         keys: list[UUID] = []
         for command in commands:
@@ -192,7 +194,9 @@ class OrdersProjection:
         fills: list[Fill] = []
         positions: list[tuple[UUID, Position]] = []
         for state in states:
-            orders = state.part(Orders)
+            orders = state.parts.get(Orders)
+            if orders is None:
+                continue
             for order_id, first in orders.created.items():
                 order = orders.find(order_id)
                 if order is first and first.parent_id is None and first.state is _PENDING_NEW:

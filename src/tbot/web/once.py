@@ -24,7 +24,7 @@ from tbot.web.deps import Deps
 from tbot.web.problems import Problem, refused
 
 _KEY: Final = re.compile(r'"([\x21\x23-\x5b\x5d-\x7e]{1,128})"|([\x21\x23-\x5b\x5d-\x7e]{1,128})')
-_KEPT_HEADERS: Final = ("content-type", "location", "etag")
+_KEPT_HEADERS: Final = frozenset({b"content-type", b"location", b"etag"})
 _canonical = msgspec.json.Encoder(order="sorted").encode
 
 KeyHeader = Annotated[
@@ -100,23 +100,43 @@ async def keyed(
         content = await request.json()
     request_id = request.scope.get("tbot.request_id", "")
 
-    def render(outcome: Any) -> Kept | None:
+    target = f"{request.method} {request.scope['path']}".encode()
+    fingerprint = content_of(deps.auth.keys.cursor_secret, target, _canonical(content))
+    rendering = _Rendering(answer, request_id)
+    return Once(key_of(principal.user_id, account_id, key), fingerprint, rendering)
+
+
+class _Rendering:
+    """Makes the answer that is kept, and remembers the response that it was made from."""
+
+    __slots__ = ("_answer", "_request_id", "made")
+
+    def __init__(self, answer: Callable[[Any], Response], request_id: str) -> None:
+        self._answer = answer
+        self._request_id = request_id
+        self.made: tuple[Any, Response] | None = None
+
+    def __call__(self, outcome: Any) -> Kept | None:
         if isinstance(outcome, Refused):
             if outcome.reason in PASSING:
                 return None
-            response = refused(outcome).response(request_id)
+            response = refused(outcome).response(self._request_id)
         else:
-            response = answer(outcome)
-        headers = {n: v for n, v in response.headers.items() if n in _KEPT_HEADERS}
+            response = self._answer(outcome)
+            self.made = outcome, response
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in response.raw_headers
+            if name in _KEPT_HEADERS
+        }
         return Kept(response.status_code, headers, bytes(response.body))
 
-    target = f"{request.method} {request.url.path}".encode()
-    fingerprint = content_of(deps.auth.keys.cursor_secret, target, _canonical(content))
-    return Once(key_of(principal.user_id, account_id, key), fingerprint, render)
 
-
-def respond(outcome: Any, answer: Callable[[Any], Response]) -> Response:
+def respond(outcome: Any, answer: Callable[[Any], Response], once: Once | None = None) -> Response:
     """The response to a flow's outcome: a kept one again, or a new one.
+
+    Args:
+        once: What the flow was given: the response that was made to be kept is sent itself.
 
     Raises:
         Problem: It was refused.
@@ -125,7 +145,16 @@ def respond(outcome: Any, answer: Callable[[Any], Response]) -> Response:
         return replayed(outcome)
     if isinstance(outcome, Refused):
         raise refused(outcome)
-    return answer(outcome)
+    return rendered(once, outcome) or answer(outcome)
+
+
+def rendered(once: Once | None, outcome: Any) -> Response | None:
+    """The response that was made of this very outcome to keep it, if it was."""
+    if once is not None and isinstance(once.render, _Rendering):
+        made = once.render.made
+        if made is not None and made[0] is outcome:
+            return made[1]
+    return None
 
 
 def replayed(kept: Kept) -> Response:

@@ -46,6 +46,7 @@ routes = router("orders")
 _PLACE_REASONS = (
     Reason.ACCOUNT_CLOSED,
     Reason.ACCOUNT_FROZEN,
+    Reason.ACCOUNT_KIND,
     Reason.ACCOUNT_NEGATIVE,
     Reason.AMOUNT_TOO_PRECISE,
     Reason.CLIENT_ORDER_ID_REUSED,
@@ -265,7 +266,7 @@ async def place_order(
     )
     wait_s = preferred_wait_s(prefer, parts.settings.http.wait_s_max)
     if wait_s is None or not isinstance(outcome, Placed):
-        return respond(outcome, _placed)
+        return respond(outcome, _placed, once)
     order = outcome.order
     if outcome.replayed or not flow.settled(order):
         order = await flow.wait_for(parts.orders, order, flow.settled, wait_s)

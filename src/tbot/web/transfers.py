@@ -34,7 +34,7 @@ from tbot.web.dependencies import (
 from tbot.web.deps import Deps
 from tbot.web.edge import problem_response
 from tbot.web.fields import Id
-from tbot.web.once import KeyHeader, keyed, request_key, respond
+from tbot.web.once import KeyHeader, keyed, rendered, request_key, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account, own_accounts, own_transfer
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
@@ -106,7 +106,8 @@ async def create_transfer(
     await own_account(parts, principal, new.source_id)
     once = await keyed(request, parts, principal, new.source_id, _made)
     desk = parts.orders.accounts
-    return respond(await flow.create(desk, actor_of(request, principal), new, once), _made)
+    outcome = await flow.create(desk, actor_of(request, principal), new, once)
+    return respond(outcome, _made, once)
 
 
 @routes.post(
@@ -215,6 +216,9 @@ async def _bulk_item(
         request_id = request.scope.get("tbot.request_id", "")
         response = problem_response(error, request.scope, request_id)
         return {"status": response.status_code, "problem": msgspec.Raw(bytes(response.body))}
+    kept = rendered(once, outcome)
+    if kept is not None:
+        return {"status": 201, "transfer": msgspec.Raw(bytes(kept.body))}
     return {"status": 201, "transfer": transfer_json(outcome[0])}
 
 

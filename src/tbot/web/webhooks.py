@@ -15,6 +15,7 @@ from tbot.core import clock
 from tbot.core.ids import new_id
 from tbot.core.errors import InsufficientAccess
 from tbot.core.refusals import Reason, Refused
+from tbot.db.pool import transaction
 from tbot.journal import once as kept
 from tbot.journal.once import Kept, Once
 from tbot.ledger import webhooks as store
@@ -228,7 +229,7 @@ async def create_webhook(
 async def _create(
     deps: Deps, principal: Principal, body: NewWebhook, url: str, once: Once | None
 ) -> Webhook | Refused | Kept:
-    async with deps.pool.acquire() as connection, connection.transaction():
+    async with transaction(deps.pool) as connection:
         if once is not None:
             before = await kept.beside(connection, once)
             if before is not None:
@@ -338,7 +339,7 @@ async def change_webhook(
 )
 async def delete_webhook(parts: Parts, principal: WebhookWriter, webhook_id: Id) -> Response:
     """Delete a webhook."""
-    async with parts.pool.acquire() as connection, connection.transaction():
+    async with transaction(parts.pool) as connection:
         await store.delete(connection, await _own(connection, principal, webhook_id))
     return Response(status_code=204)
 

@@ -121,6 +121,7 @@ async def test_trading_goes_on_after_a_venue_lost_its_memory(
     await eventually(lambda: not gateway.ready.is_set())
 
     venue = FundedVenue("two")
+    right: Any = {"paper": venue}
     async with pool.acquire() as connection:
         situation = await resuming.look(connection, "venue:paper", SOON)
         loss = situation.loss
@@ -130,18 +131,18 @@ async def test_trading_goes_on_after_a_venue_lost_its_memory(
 
         # The order of unknown outcome may still arrive, and is not declared lost before it cannot.
         with pytest.raises(ConfigurationError, match="may still arrive"):
-            await resuming.resume(pool, desk.committer, {"paper": venue}, situation, ANN, "reset")
+            await resuming.resume(pool, desk.committer, right, situation, ANN, "reset")
         past = replace(situation, loss=replace(loss, wait_until=None))
         with pytest.raises(ConfigurationError, match="switched off"):
             await resuming.resume(pool, desk.committer, {}, past, ANN, "reset")
         with pytest.raises(ConfigurationError, match="in session three now"):
-            wrong = {"paper": FundedVenue("three")}
+            wrong: Any = {"paper": FundedVenue("three")}
             await resuming.resume(pool, desk.committer, wrong, past, ANN, "reset")
         assert await halted(desk, account)
         assert (await trader.get(resting)).state is State.NEW
 
         done = await resuming.resume(
-            pool, desk.committer, {"paper": venue}, past, ANN, "the disk was replaced"
+            pool, desk.committer, right, past, ANN, "the disk was replaced"
         )
     assert done.closed == len(loss.orders)
     assert venue.has == {"USDT": Decimal(1000)}

@@ -3,56 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-import os
-import socket
 from typing import Any
 
 import pytest
 
+from streamfakes import deaf_client, masked
+
 BTC = "BTC-USDT"
-
-
-def masked(opcode: int, payload: bytes) -> bytes:
-    """A client's frame."""
-    size = len(payload)
-    assert size < 1 << 16
-    length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-    mask = os.urandom(4)
-    return (
-        bytes((0x80 | opcode,))
-        + length
-        + mask
-        + bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
-    )
-
-
-async def deaf_client(stack: Any, *messages: dict[str, Any]) -> socket.socket:
-    """A connection that says its messages and never reads; its receive buffer is small."""
-    raw = socket.socket()
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    raw.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(raw, ("127.0.0.1", int(stack.url.rpartition(":")[2])))
-    key = base64.b64encode(os.urandom(16)).decode()
-    lines = [
-        "GET /v1/stream HTTP/1.1",
-        "Host: 127.0.0.1",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        f"Sec-WebSocket-Key: {key}",
-        "",
-        "",
-    ]
-    await loop.sock_sendall(raw, "\r\n".join(lines).encode())
-    answer = b""
-    while b"\r\n\r\n" not in answer:  # a client may not speak before the server agreed
-        answer += await loop.sock_recv(raw, 1)
-    for message in messages:
-        await loop.sock_sendall(raw, masked(1, json.dumps(message).encode()))
-    return raw
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["transport", "asgi"])

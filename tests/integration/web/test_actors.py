@@ -43,7 +43,7 @@ class Traced:
         (route,) = [
             r
             for r in self._routes
-            if method in r.methods and r.path_regex.fullmatch(path.partition("?")[0])
+            if method in (r.methods or ()) and r.path_regex.fullmatch(path.partition("?")[0])
         ]
         self._taken[answer.headers["x-request-id"]] = (method, route.path)
         return answer.json() if answer.content else None
@@ -98,7 +98,7 @@ async def test_every_entry_names_user_session_address_and_request(new_site: Any,
         (method, route.path)
         for route in site.app.router.routes
         if isinstance(route, StrictRoute)
-        for method in route.methods - {"GET", "HEAD"}
+        for method in (route.methods or set()) - {"GET", "HEAD"}
     }
     missing = written - BESIDE_THE_JOURNAL - set(taken.values())
     assert not missing, f"drive these here, so that their entries are looked at: {missing}"

@@ -159,7 +159,7 @@ async def test_attack_36_bodies_are_refused_early(site: Any, url: str) -> None:
     assert await closed(url, declared)
     chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
     status, text, body = await exchange(
-        url, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 2
+        url, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 5
     )
     assert (status, "connection: close" in text) == (413, True)
     assert json.loads(body)["code"] == "body_too_large"
