@@ -203,9 +203,7 @@ async def revoke_all(connection: Connection, user_id: UUID) -> int:
     return int(answer.rpartition(" ")[2])
 
 
-async def note_address(
-    connection: Connection, key_id: UUID, address: str, allowed: bool
-) -> bool:
+async def note_address(connection: Connection, key_id: UUID, address: str, allowed: bool) -> bool:
     """Remember where a key was used from; whether that was news."""
     answer = await connection.execute(
         "INSERT INTO api_key_addresses (key_id, address, allowed, first_at)"

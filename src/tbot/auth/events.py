@@ -74,7 +74,7 @@ async def listed(
 
 
 def telling(failures: int) -> bool:
-    """Whether the n-th failure in a row is worth an event: the 1st, 2nd, 4th, 8th …
+    """Whether the n-th failure in a row is worth an event: the 1st, 2nd, 4th, 8th and so on.
 
     So guessing leaves a trace that says how much there was, and cannot fill a journal.
     """

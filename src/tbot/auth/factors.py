@@ -92,9 +92,7 @@ async def confirm(connection: Connection, user_id: UUID, code: str, now_s: float
 
 async def lock(connection: Connection, user_id: UUID) -> None:
     """Keep others from trying codes of this user until the transaction ends."""
-    await connection.execute(
-        "SELECT FROM totp_factors WHERE user_id = $1 FOR UPDATE", user_id
-    )
+    await connection.execute("SELECT FROM totp_factors WHERE user_id = $1 FOR UPDATE", user_id)
 
 
 async def use_code(connection: Connection, user_id: UUID, code: str, now_s: float) -> str | None:

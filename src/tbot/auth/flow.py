@@ -169,9 +169,7 @@ async def _who(
     return user, stored, enrolled
 
 
-async def note_failure(
-    auth: Auth, named: throttle.Names, user_id: UUID | None, peer: Peer
-) -> None:
+async def note_failure(auth: Auth, named: throttle.Names, user_id: UUID | None, peer: Peer) -> None:
     """Count a wrong password."""
     async with store.transaction(auth.pool) as connection:
         await count_failure(auth, connection, named, user_id, peer, events.LOGIN_FAILED)
@@ -223,9 +221,7 @@ async def begin_session(
     )
     await store.insert_refresh_token(connection, token_hash, session_id)
     actor = events.user(user.id, session_id, peer)
-    await events.record(
-        connection, user.id, kind, actor, method=method, user_agent=peer.user_agent
-    )
+    await events.record(connection, user.id, kind, actor, method=method, user_agent=peer.user_agent)
     _log.info("login", user_id=str(user.id), session_id=str(session_id), method=method)
     return _grant(auth, user.id, session_id, scopes, refresh_token, expires_at.timestamp())
 
@@ -344,9 +340,7 @@ async def authenticate(auth: Auth, token: str, address: str | None = None) -> Pr
     return Principal(claims.user_id, claims.session_id, claims.scopes, claims.expires_at_s)
 
 
-async def _authenticate_key(
-    auth: Auth, key: str, address: str | None, now_s: float
-) -> Principal:
+async def _authenticate_key(auth: Auth, key: str, address: str | None, now_s: float) -> Principal:
     facts = await auth.api_keys.find(key)
     if facts is None or now_s >= facts.expires_at_s:
         raise InvalidToken("the API key is unknown, expired, revoked, or not good from here")

@@ -8,6 +8,7 @@ and the password before. `step_up` gives it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import structlog
 
 from tbot.auth import api_keys, events, factors, session_store, store, throttle, tokens, totp
@@ -223,9 +224,7 @@ async def change_password(
         await factors.drop_challenges(connection, user.id)
         keys = await api_keys.revoke_all(connection, user.id) if revoke_keys else None
         actor = principal.actor(peer)
-        await events.record(
-            connection, user.id, events.PASSWORD_CHANGED, actor, keys_revoked=keys
-        )
+        await events.record(connection, user.id, events.PASSWORD_CHANGED, actor, keys_revoked=keys)
         grant = await begin_session(auth, connection, user, session.scope, peer, "password")
         await session_store.carry_factor(connection, session.id, grant.session_id)
     sessions_ended(auth)
@@ -259,9 +258,7 @@ async def begin_enrolment(auth: Auth, principal: Principal) -> Enrolment:
     return Enrolment(totp.secret_text(secret), uri)
 
 
-async def confirm_enrolment(
-    auth: Auth, principal: Principal, peer: Peer, code: str
-) -> list[str]:
+async def confirm_enrolment(auth: Auth, principal: Principal, peer: Peer, code: str) -> list[str]:
     """Confirm the factor by its first code; the recovery codes, which are never shown again.
 
     From now on logins need it. The session at hand counts as having shown it.

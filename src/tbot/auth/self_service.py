@@ -179,8 +179,5 @@ async def revoke_key(
             raise NotFound("no such key")
         told = str(key_id)
         actor = principal.actor(peer)
-        await events.record(
-            connection, owner_id, events.KEY_REVOKED, actor, key=name, key_id=told
-        )
+        await events.record(connection, owner_id, events.KEY_REVOKED, actor, key=name, key_id=told)
     sessions_ended(auth)
-

@@ -5,8 +5,8 @@ one address, one user from all addresses that are new to them, and one address. 
 nothing; each further one blocks that name for twice as long as the one before, and while a name is
 blocked nothing is checked: the answer is 429.
 
-A victim is not locked out by an attacker: from an address that they have logged in from before, only
-their own failures there count.
+A victim is not locked out by an attacker: from an address that they have logged in from before,
+only their own failures there count.
 
 The count is taken after a check failed, so checks that run at the same time all go through: at most
 as many as there are places for hashing.

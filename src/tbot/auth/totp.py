@@ -88,7 +88,9 @@ def otpauth_uri(secret: bytes, issuer: str, username: str) -> str:
 
 def new_recovery_codes() -> list[str]:
     """Codes of 80 random bits for who has lost the phone, in groups of four."""
-    texts = (base64.b32encode(secrets.token_bytes(10)).decode("ascii") for _ in range(RECOVERY_CODES))
+    texts = (
+        base64.b32encode(secrets.token_bytes(10)).decode("ascii") for _ in range(RECOVERY_CODES)
+    )
     return ["-".join(text[n : n + 4] for n in range(0, 16, 4)) for text in texts]
 
 

@@ -149,9 +149,7 @@ async def set_password(
     return user.id
 
 
-async def set_active(
-    pool: store.Pool, username: str, active: bool, actor: Actor = SYSTEM
-) -> UUID:
+async def set_active(pool: store.Pool, username: str, active: bool, actor: Actor = SYSTEM) -> UUID:
     """Let a user in or keep them out; keeping out ends their sessions, and their keys rest.
 
     Raises:

@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from tbot.core import clock
+from tbot.core.ids import FIRST_ID
 from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import members
@@ -83,9 +84,7 @@ async def list_members(connection: Connection, account_id: UUID) -> list[Member]
     return [Member(row["user_id"], MemberRole(row["role"]), row["since"]) for row in rows]
 
 
-async def member_access(
-    connection: Connection, account_id: UUID, user_id: UUID
-) -> Access | None:
+async def member_access(connection: Connection, account_id: UUID, user_id: UUID) -> Access | None:
     """What somebody who is not its owner may do with an account."""
     role = await connection.fetchval(
         "SELECT role FROM account_members WHERE account_id = $1 AND user_id = $2",
@@ -95,11 +94,15 @@ async def member_access(
     return None if role is None else MemberRole(role).access
 
 
-async def shared_with(connection: Connection, user_id: UUID, limit: int) -> list[UUID]:
-    """Accounts of others that somebody is a member of."""
+async def shared_with(
+    connection: Connection, user_id: UUID, after: UUID | None, limit: int
+) -> list[UUID]:
+    """A page of accounts of others that somebody is a member of, in the order of their ids."""
     rows = await connection.fetch(
-        "SELECT account_id FROM account_members WHERE user_id = $1 ORDER BY account_id LIMIT $2",
+        "SELECT account_id FROM account_members WHERE user_id = $1 AND account_id > $2"
+        " ORDER BY account_id LIMIT $3",
         user_id,
+        after or FIRST_ID,
         limit,
     )
     return [row["account_id"] for row in rows]

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from tbot.auth.scopes import Scope
 from tbot.core import clock, money
 from tbot.core.refusals import Reason
-from tbot.ledger import flow, store
+from tbot.ledger import flow, members_store, store
 from tbot.ledger.entries import Account, AccountAt
 from tbot.ledger.members import Access
 from tbot.orders import store as orders_store
@@ -118,23 +118,31 @@ async def list_accounts(
     request: HttpRequest,
     parts: Parts,
     principal: AccountReader,
+    shared: Annotated[
+        bool, Query(description="Those of others that are shared with you, instead of your own.")
+    ] = False,
     limit: PageLimit = None,
     cursor: PageCursor = None,
 ) -> Response:
-    """List your accounts, in the order of their ids."""
+    """List your accounts, or those that are shared with you, in the order of their ids."""
     size = page_limit(limit, parts)
     secret, reader = parts.auth.keys.cursor_secret, principal.user_id
+    filters = {"shared": "true"} if shared else {}
     after = None
     if cursor is not None:
-        after = UUID(str(decode_cursor(secret, reader, "accounts", {}, cursor)[0]))
+        after = UUID(str(decode_cursor(secret, reader, "accounts", filters, cursor)[0]))
     async with parts.pool.acquire() as connection:
-        found = await store.list_accounts(connection, principal.user_id, after, size + 1)
+        if shared:
+            ids = await members_store.shared_with(connection, reader, after, size + 1)
+            found = await store.get_accounts(connection, ids)
+        else:
+            found = await store.list_accounts(connection, reader, after, size + 1)
     headers = {}
     following = None
     if len(found) > size:
         last, _ = found[size - 1]
-        following = encode_cursor(secret, reader, "accounts", {}, [str(last.id)])
-        headers["Link"] = next_link(request, {}, size, following)
+        following = encode_cursor(secret, reader, "accounts", filters, [str(last.id)])
+        headers["Link"] = next_link(request, filters, size, following)
     page = {"items": [account_json(*item) for item in found[:size]], "next": following}
     return json_answer(page, headers=headers)
 

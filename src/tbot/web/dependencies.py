@@ -118,7 +118,9 @@ def peer_of(request: Request) -> Peer:
 Parts = Annotated[Deps, Depends(get_deps)]
 AnyUser = Annotated[Principal, Security(current_principal, scopes=[])]
 MarketReader = Annotated[Principal, Security(current_principal, scopes=[Allows.MARKET_READ.value])]
-AccountReader = Annotated[Principal, Security(current_principal, scopes=[Allows.ACCOUNT_READ.value])]
+AccountReader = Annotated[
+    Principal, Security(current_principal, scopes=[Allows.ACCOUNT_READ.value])
+]
 AccountWriter = Annotated[
     Principal, Security(current_principal, scopes=[Allows.ACCOUNT_WRITE.value])
 ]

@@ -68,7 +68,7 @@ class NewKey(Request):
             max_length=ADDRESSES_MAX,
             description="Networks it is good from (CIDR); empty for everywhere.",
         ),
-    ] = []
+    ] = Field(default_factory=list)
     expires_in_s: Annotated[
         int | None,
         Field(
@@ -219,9 +219,7 @@ async def create_users_key(
     return await _create(request, parts, principal, body, user_id)
 
 
-@routes.get(
-    "/users/{user_id}/api-keys", operation_id="list_users_api_keys", response_model=KeyList
-)
+@routes.get("/users/{user_id}/api-keys", operation_id="list_users_api_keys", response_model=KeyList)
 async def list_users_keys(parts: Parts, _principal: Admin, user_id: Id) -> Response:
     """List a user's API keys that are not revoked, oldest first."""
     async with parts.pool.acquire() as connection:

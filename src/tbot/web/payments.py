@@ -197,9 +197,7 @@ def desk_of(deps: Deps) -> PaymentDesk:
     return deps.payments
 
 
-async def _own_payment(
-    deps: Deps, principal: Principal, payment_id: UUID, need: Access
-) -> Payment:
+async def _own_payment(deps: Deps, principal: Principal, payment_id: UUID, need: Access) -> Payment:
     """The asker's own payment; somebody else's answers as one that does not exist."""
     payment = await flow.find_payment(desk_of(deps), payment_id)
     await own_account(deps, principal, payment.account_id, need=need)

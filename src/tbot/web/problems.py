@@ -286,16 +286,11 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem("invalid_cursor", "the cursor does not belong to this list")
         case errors.InvalidAmount():
             return Problem("validation_failed", str(error))
-        case errors.InvalidUser():
-            return invalid(str(error), pointer=f"/{error.field}")
-        case errors.UserExists():
-            return Problem("user_exists", str(error))
-        case errors.Conflict():
-            return Problem(error.code, str(error))
+        case errors.InvalidUser() | errors.UserExists() | errors.Conflict():
+            return _of_users(error)
         case errors.TooManyAttempts():
-            return Problem(
-                "too_many_attempts", str(error), headers=_retry_after(error.retry_after_s)
-            )
+            wait = _retry_after(error.retry_after_s)
+            return Problem("too_many_attempts", str(error), headers=wait)
         case errors.InvalidSignature():
             challenge = {"WWW-Authenticate": f'Signature realm="{REALM}"'}
             return Problem("invalid_signature", str(error), headers=challenge)
@@ -331,6 +326,15 @@ def problem_of(error: Exception) -> Problem | None:
                 "unavailable", "a part that this needs is away", headers=_retry_after(1.0)
             )
     return None
+
+
+def _of_users(error: errors.InvalidUser | errors.UserExists | errors.Conflict) -> Problem:
+    match error:
+        case errors.InvalidUser():
+            return invalid(str(error), pointer=f"/{error.field}")
+        case errors.UserExists():
+            return Problem("user_exists", str(error))
+    return Problem(error.code, str(error))
 
 
 def _retry_after(seconds: float) -> dict[str, str]:

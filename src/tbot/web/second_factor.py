@@ -108,9 +108,7 @@ async def renew_recovery_codes(
     response_class=Response,
     responses=problems(*_SENSITIVE),
 )
-async def remove_factor(
-    request: HttpRequest, parts: Parts, principal: SecurityWriter
-) -> Response:
+async def remove_factor(request: HttpRequest, parts: Parts, principal: SecurityWriter) -> Response:
     """Remove the second factor; needs one that was shown within `auth.step_up_s`."""
     await proofs.remove_factor(parts.auth, principal, peer_of(request))
     return Response(status_code=204)

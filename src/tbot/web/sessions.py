@@ -163,9 +163,7 @@ async def end_sessions(
 
     API keys are no sessions; revoke them one by one, or with a new password.
     """
-    await self_service.end_sessions(
-        parts.auth, principal, peer_of(request), keep_this=keep_current
-    )
+    await self_service.end_sessions(parts.auth, principal, peer_of(request), keep_this=keep_current)
     return Response(status_code=204)
 
 

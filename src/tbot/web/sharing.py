@@ -59,9 +59,7 @@ class MemberRoleBody(Request):
     role: MemberRole
 
 
-@routes.get(
-    "/accounts/{account_id}/members", operation_id="list_members", response_model=Members
-)
+@routes.get("/accounts/{account_id}/members", operation_id="list_members", response_model=Members)
 async def list_members(parts: Parts, principal: AccountReader, account_id: Id) -> Response:
     """List who may use an account; for everybody who may."""
     facts = await own_account(parts, principal, account_id, need=Access.READ)

@@ -264,7 +264,6 @@ class Streams:
                     for session in sessions[session_id]:
                         session.end_session()
 
-
     async def _check_sharing(self) -> None:
         """One round: end private streams of accounts that are not shared with their readers now."""
         readers: dict[tuple[UUID, UUID], list[Session]] = {}

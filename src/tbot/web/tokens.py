@@ -255,9 +255,7 @@ async def step_up(request: HttpRequest, parts: Parts, principal: AnyUser, body: 
     For `auth.step_up_s` this session may then do what answers `step_up_required`: withdraw, make
     API keys, share accounts, change the second factor.
     """
-    method = await proofs.step_up(
-        parts.auth, principal, peer_of(request), body.password, body.code
-    )
+    method = await proofs.step_up(parts.auth, principal, peer_of(request), body.password, body.code)
     return Proven(
         method="totp" if method == "totp" else "password",
         expires_in=parts.settings.auth.step_up_s,

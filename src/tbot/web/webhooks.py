@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from tbot.auth.flow import Principal
 from tbot.core import clock
-from tbot.core.ids import new_id
 from tbot.core.errors import InsufficientAccess
+from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.db.pool import transaction
 from tbot.journal import once as kept

@@ -24,7 +24,16 @@ class KeySet(Answer):
         list[dict[str, Any]],
         Field(
             examples=[
-                [{"kty": "OKP", "crv": "Ed25519", "x": "…", "kid": "…", "alg": "Ed25519", "use": "sig"}]
+                [
+                    {
+                        "kty": "OKP",
+                        "crv": "Ed25519",
+                        "x": "…",
+                        "kid": "…",
+                        "alg": "Ed25519",
+                        "use": "sig",
+                    }
+                ]
             ]
         ),
     ]

@@ -79,9 +79,7 @@ async def test_two_tokens_are_one_too_many_and_an_access_token_is_no_key(
         problem(answer, 401, "invalid_token")
 
 
-async def test_lean_routes_take_keys_in_both_headers(
-    site: Any, serve: Any, problem: Any
-) -> None:
+async def test_lean_routes_take_keys_in_both_headers(site: Any, serve: Any, problem: Any) -> None:
     async with site.client("ann") as ann:
         account = await site.account(ann)
         made = await make(ann, scopes=["orders:write"])

@@ -48,10 +48,14 @@ def test_security_is_what_the_routes_check(site: Any) -> None:
     assert flow["scopes"] == {scope.value: scope.doc for scope in Scope}
     for route, operation in operations(site):
         scopes = required_scopes(route)
-        expected = None if scopes is None else [
-            {"password": list(scopes)},
-            {"api_key": list(scopes)},
-        ]
+        expected = (
+            None
+            if scopes is None
+            else [
+                {"password": list(scopes)},
+                {"api_key": list(scopes)},
+            ]
+        )
         assert operation.get("security") == expected, route.path
 
 

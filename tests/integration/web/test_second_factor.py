@@ -189,9 +189,7 @@ async def test_a_waiting_login_ends_with_the_password(site: Any, problem: Any) -
         token = (await log_in(client)).json()["mfa_token"]
         body = {"current_password": PASSWORD, "new_password": "another long password"}
         assert (await ann.post("/v1/me/password", json=body)).status_code == 200
-        answer = await client.post(
-            "/v1/token/mfa", json={"mfa_token": token, "code": phone.code()}
-        )
+        answer = await client.post("/v1/token/mfa", json={"mfa_token": token, "code": phone.code()})
         problem(answer, 401, "invalid_token")
 
 

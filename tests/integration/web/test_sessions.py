@@ -261,11 +261,9 @@ async def test_a_browser_gets_its_refresh_token_in_a_cookie_only(site: Any, prob
         assert rotated != value
         me = await client.get("/v1/me", headers={"Cookie": f"{name}={rotated}", **ours})
         problem(me, 401, "unauthenticated")
-        out = await client.post(
-            "/v1/token/revoke", headers={"Cookie": f"{name}={rotated}", **ours}
-        )
+        out = await client.post("/v1/token/revoke", headers={"Cookie": f"{name}={rotated}", **ours})
         assert out.status_code == 200
-        assert 'Max-Age=0' in out.headers["set-cookie"]
+        assert "Max-Age=0" in out.headers["set-cookie"]
         problem(await client.get("/v1/me", headers=bearer(again.json())), 401, "invalid_token")
 
 
