@@ -15,11 +15,12 @@ from tbot.auth.store import User
 from tbot.core.errors import InvalidUser, NotFound, UserExists
 from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
-from tbot.journal.commands import SYSTEM, Actor
+from tbot.journal.commands import Actor, system
 from tbot.journal.once import Kept, Once, beside, keep
 
 _log = structlog.get_logger(__name__)
 
+_TASK: Final = system("users")
 USERNAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{2,31}$"
 _USERNAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{2,31}", re.ASCII)
 
@@ -124,7 +125,7 @@ async def set_password(
     passwords: Passwords,
     username: str,
     password: str,
-    actor: Actor = SYSTEM,
+    actor: Actor = _TASK,
 ) -> UUID:
     """Replace a password and end all sessions of its user.
 
@@ -149,7 +150,7 @@ async def set_password(
     return user.id
 
 
-async def set_active(pool: store.Pool, username: str, active: bool, actor: Actor = SYSTEM) -> UUID:
+async def set_active(pool: store.Pool, username: str, active: bool, actor: Actor = _TASK) -> UUID:
     """Let a user in or keep them out; keeping out ends their sessions, and their keys rest.
 
     Raises:
@@ -167,7 +168,7 @@ async def set_active(pool: store.Pool, username: str, active: bool, actor: Actor
     return user.id
 
 
-async def set_role(pool: store.Pool, username: str, role: Role, actor: Actor = SYSTEM) -> UUID:
+async def set_role(pool: store.Pool, username: str, role: Role, actor: Actor = _TASK) -> UUID:
     """Give a user another role. Their sessions end, because tokens say what the old one allowed.
 
     Raises:
@@ -182,7 +183,7 @@ async def set_role(pool: store.Pool, username: str, role: Role, actor: Actor = S
     return user.id
 
 
-async def reset_factor(pool: store.Pool, username: str, actor: Actor = SYSTEM) -> bool:
+async def reset_factor(pool: store.Pool, username: str, actor: Actor = _TASK) -> bool:
     """Take the second factor of somebody who lost it away; False when there was none.
 
     Their sessions end: from now on the password alone opens one.
@@ -200,7 +201,7 @@ async def reset_factor(pool: store.Pool, username: str, actor: Actor = SYSTEM) -
     return removed
 
 
-async def log_out(pool: store.Pool, username: str, actor: Actor = SYSTEM) -> int:
+async def log_out(pool: store.Pool, username: str, actor: Actor = _TASK) -> int:
     """End every session of a user; how many there were.
 
     Raises:
