@@ -21,6 +21,14 @@ BEGIN
 END
 $$;
 
+CREATE TABLE public.account_members (
+    account_id uuid NOT NULL,
+    user_id uuid NOT NULL,
+    role text NOT NULL,
+    since timestamp with time zone NOT NULL,
+    CONSTRAINT account_members_role_check CHECK ((role = ANY (ARRAY['viewer'::text, 'trader'::text, 'owner'::text])))
+);
+
 CREATE TABLE public.accounts (
     id uuid NOT NULL,
     owner_id uuid NOT NULL,
@@ -34,6 +42,29 @@ CREATE TABLE public.accounts (
     CONSTRAINT accounts_check CHECK (((kind = 'trading'::text) = (venue IS NOT NULL))),
     CONSTRAINT accounts_kind_check CHECK ((kind = ANY (ARRAY['trading'::text, 'cash'::text]))),
     CONSTRAINT accounts_status_check CHECK ((status = ANY (ARRAY['open'::text, 'frozen'::text, 'closed'::text])))
+);
+
+CREATE TABLE public.api_key_addresses (
+    key_id uuid NOT NULL,
+    address text NOT NULL,
+    allowed boolean NOT NULL,
+    first_at timestamp with time zone NOT NULL
+);
+
+CREATE TABLE public.api_keys (
+    id uuid NOT NULL,
+    user_id uuid NOT NULL,
+    name text NOT NULL,
+    hash bytea NOT NULL,
+    hint text NOT NULL,
+    scope text NOT NULL,
+    addresses text[] NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    last_used_at timestamp with time zone,
+    last_address text,
+    revoked_at timestamp with time zone,
+    CONSTRAINT api_keys_hash_check CHECK ((length(hash) = 32))
 );
 
 CREATE TABLE public.assets (
@@ -182,12 +213,29 @@ CREATE TABLE public.leases (
     expires_at timestamp with time zone NOT NULL
 );
 
+CREATE TABLE public.login_failures (
+    key bytea NOT NULL,
+    failures integer NOT NULL,
+    at timestamp with time zone NOT NULL,
+    CONSTRAINT login_failures_failures_check CHECK ((failures > 0)),
+    CONSTRAINT login_failures_key_check CHECK ((length(key) = 16))
+);
+
 CREATE TABLE public.marks (
     account_id uuid NOT NULL,
     seq bigint NOT NULL,
     at timestamp with time zone NOT NULL,
     balances jsonb NOT NULL,
     CONSTRAINT marks_seq_check CHECK (((seq > 0) AND ((seq % (256)::bigint) = 0)))
+);
+
+CREATE TABLE public.mfa_challenges (
+    hash bytea NOT NULL,
+    user_id uuid NOT NULL,
+    scope text NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    failures integer NOT NULL,
+    CONSTRAINT mfa_challenges_hash_check CHECK ((length(hash) = 32))
 );
 
 CREATE TABLE public.orders (
@@ -277,6 +325,13 @@ CREATE TABLE public.positions (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE public.recovery_codes (
+    user_id uuid NOT NULL,
+    hash bytea NOT NULL,
+    used_at timestamp with time zone,
+    CONSTRAINT recovery_codes_hash_check CHECK ((length(hash) = 32))
+);
+
 CREATE TABLE public.refresh_tokens (
     hash bytea NOT NULL,
     session_id uuid NOT NULL,
@@ -300,6 +355,11 @@ CREATE TABLE public.sessions (
     expires_at timestamp with time zone NOT NULL,
     ended_at timestamp with time zone,
     end_reason text,
+    address text,
+    user_agent text,
+    last_used_at timestamp with time zone NOT NULL,
+    password_at timestamp with time zone,
+    factor_at timestamp with time zone,
     CONSTRAINT sessions_check CHECK (((ended_at IS NULL) = (end_reason IS NULL)))
 );
 
@@ -381,6 +441,15 @@ CREATE TABLE public.switches (
     changed_by text DEFAULT 'system'::text NOT NULL
 );
 
+CREATE TABLE public.totp_factors (
+    user_id uuid NOT NULL,
+    secret bytea NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    confirmed_at timestamp with time zone,
+    last_step bigint NOT NULL,
+    CONSTRAINT totp_factors_secret_check CHECK ((length(secret) >= 20))
+);
+
 CREATE TABLE public.transfers (
     id uuid NOT NULL,
     source_id uuid NOT NULL,
@@ -412,7 +481,7 @@ CREATE TABLE public.users (
     status text NOT NULL,
     created_at timestamp with time zone NOT NULL,
     password_changed_at timestamp with time zone NOT NULL,
-    CONSTRAINT users_role_check CHECK ((role = ANY (ARRAY['admin'::text, 'trader'::text]))),
+    CONSTRAINT users_role_check CHECK ((role = ANY (ARRAY['admin'::text, 'trader'::text, 'viewer'::text, 'auditor'::text, 'service'::text]))),
     CONSTRAINT users_status_check CHECK ((status = ANY (ARRAY['active'::text, 'disabled'::text]))),
     CONSTRAINT users_username_check CHECK ((username ~ '^[a-z0-9][a-z0-9._-]{2,31}$'::text))
 );
@@ -462,8 +531,20 @@ CREATE TABLE public.webhooks (
 )
 WITH (fillfactor='70');
 
+ALTER TABLE ONLY public.account_members
+    ADD CONSTRAINT account_members_pkey PRIMARY KEY (account_id, user_id);
+
 ALTER TABLE ONLY public.accounts
     ADD CONSTRAINT accounts_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.api_key_addresses
+    ADD CONSTRAINT api_key_addresses_pkey PRIMARY KEY (key_id, address, allowed);
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_hash_key UNIQUE (hash);
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.assets
     ADD CONSTRAINT assets_pkey PRIMARY KEY (code);
@@ -501,8 +582,14 @@ ALTER TABLE ONLY public.journal
 ALTER TABLE ONLY public.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY public.login_failures
+    ADD CONSTRAINT login_failures_pkey PRIMARY KEY (key);
+
 ALTER TABLE ONLY public.marks
     ADD CONSTRAINT marks_pkey PRIMARY KEY (account_id, seq);
+
+ALTER TABLE ONLY public.mfa_challenges
+    ADD CONSTRAINT mfa_challenges_pkey PRIMARY KEY (hash);
 
 ALTER TABLE ONLY public.orders
     ADD CONSTRAINT orders_pkey PRIMARY KEY (id);
@@ -512,6 +599,9 @@ ALTER TABLE ONLY public.payments
 
 ALTER TABLE ONLY public.positions
     ADD CONSTRAINT positions_pkey PRIMARY KEY (account_id, symbol);
+
+ALTER TABLE ONLY public.recovery_codes
+    ADD CONSTRAINT recovery_codes_pkey PRIMARY KEY (user_id, hash);
 
 ALTER TABLE ONLY public.refresh_tokens
     ADD CONSTRAINT refresh_tokens_pkey PRIMARY KEY (hash);
@@ -546,6 +636,9 @@ ALTER TABLE ONLY public.switch_changes
 ALTER TABLE ONLY public.switches
     ADD CONSTRAINT switches_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY public.totp_factors
+    ADD CONSTRAINT totp_factors_pkey PRIMARY KEY (user_id);
+
 ALTER TABLE ONLY public.transfers
     ADD CONSTRAINT transfers_pkey PRIMARY KEY (id);
 
@@ -564,13 +657,23 @@ ALTER TABLE ONLY public.webhook_deliveries
 ALTER TABLE ONLY public.webhooks
     ADD CONSTRAINT webhooks_pkey PRIMARY KEY (id);
 
+CREATE INDEX account_members_user ON public.account_members USING btree (user_id, account_id);
+
 CREATE INDEX accounts_owner ON public.accounts USING btree (owner_id, id);
+
+CREATE UNIQUE INDEX api_keys_name ON public.api_keys USING btree (user_id, name) WHERE (revoked_at IS NULL);
 
 CREATE INDEX fills_account ON public.fills USING btree (account_id, seq);
 
 CREATE INDEX idempotency_keys_at ON public.idempotency_keys USING btree (at);
 
+CREATE INDEX login_failures_at ON public.login_failures USING btree (at);
+
 CREATE INDEX marks_at ON public.marks USING btree (account_id, at, seq);
+
+CREATE INDEX mfa_challenges_expiry ON public.mfa_challenges USING btree (expires_at);
+
+CREATE INDEX mfa_challenges_user ON public.mfa_challenges USING btree (user_id);
 
 CREATE INDEX orders_account ON public.orders USING btree (account_id, id);
 
@@ -599,6 +702,8 @@ CREATE INDEX payments_silent ON public.payments USING btree (updated_at) WHERE (
 CREATE INDEX refresh_tokens_session ON public.refresh_tokens USING btree (session_id);
 
 CREATE INDEX sessions_expiry ON public.sessions USING btree (expires_at);
+
+CREATE INDEX sessions_known ON public.sessions USING btree (user_id, address);
 
 CREATE INDEX sessions_user ON public.sessions USING btree (user_id) WHERE (ended_at IS NULL);
 
@@ -634,6 +739,18 @@ CREATE TRIGGER switch_changes_are_append_only BEFORE DELETE OR UPDATE OR TRUNCAT
 
 CREATE TRIGGER switches_are_noted AFTER INSERT OR UPDATE ON public.switches FOR EACH ROW EXECUTE FUNCTION public.note_switch_change();
 
+ALTER TABLE ONLY public.api_key_addresses
+    ADD CONSTRAINT api_key_addresses_key_id_fkey FOREIGN KEY (key_id) REFERENCES public.api_keys(id);
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id);
+
+ALTER TABLE ONLY public.mfa_challenges
+    ADD CONSTRAINT mfa_challenges_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id);
+
+ALTER TABLE ONLY public.recovery_codes
+    ADD CONSTRAINT recovery_codes_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id);
+
 ALTER TABLE ONLY public.refresh_tokens
     ADD CONSTRAINT refresh_tokens_session_id_fkey FOREIGN KEY (session_id) REFERENCES public.sessions(id) ON DELETE CASCADE;
 
@@ -643,10 +760,19 @@ ALTER TABLE ONLY public.sessions
 ALTER TABLE ONLY public.stream_tickets
     ADD CONSTRAINT stream_tickets_session_id_fkey FOREIGN KEY (session_id) REFERENCES public.sessions(id) ON DELETE CASCADE;
 
+ALTER TABLE ONLY public.totp_factors
+    ADD CONSTRAINT totp_factors_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(id);
+
 ALTER TABLE ONLY public.webhook_deliveries
     ADD CONSTRAINT webhook_deliveries_webhook_id_fkey FOREIGN KEY (webhook_id) REFERENCES public.webhooks(id) ON DELETE CASCADE;
 
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.account_members TO tbot_app;
+
 GRANT SELECT,INSERT,UPDATE ON TABLE public.accounts TO tbot_app;
+
+GRANT SELECT,INSERT ON TABLE public.api_key_addresses TO tbot_app;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.api_keys TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.assets TO tbot_app;
 
@@ -670,13 +796,19 @@ GRANT SELECT,INSERT ON TABLE public.journal TO tbot_app;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.leases TO tbot_app;
 
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.login_failures TO tbot_app;
+
 GRANT SELECT,INSERT ON TABLE public.marks TO tbot_app;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.mfa_challenges TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.orders TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.payments TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.positions TO tbot_app;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.recovery_codes TO tbot_app;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.refresh_tokens TO tbot_app;
 
@@ -697,6 +829,8 @@ GRANT SELECT,INSERT,UPDATE ON TABLE public.streams TO tbot_app;
 GRANT SELECT,INSERT ON TABLE public.switch_changes TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.switches TO tbot_app;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.totp_factors TO tbot_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.transfers TO tbot_app;
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tbot import __version__
-from tbot.cli import account, audit, data, ledger, server, switches, watch
+from tbot.cli import account, audit, data, identity, ledger, server, switches, watch
 from tbot.cli.console import complain, exit_code
 from tbot.core import log
 from tbot.exchange.cli import app as exchange
@@ -60,7 +60,7 @@ app.command("up")(server.up)
 app.command("serve")(server.serve)
 app.command("migrate")(server.migrate)
 app.add_typer(exchange, name="exchange")
-app.add_typer(account.users, name="user")
+app.add_typer(identity.users, name="user")
 app.add_typer(account.orders, name="order")
 app.add_typer(ledger.app, name="ledger")
 app.command("watch")(watch.watch)

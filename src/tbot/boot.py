@@ -43,6 +43,7 @@ from tbot.ledger.assets import save_assets
 from tbot.ledger.entries import Limits
 from tbot.ledger.flow import AccountDesk
 from tbot.ledger.marks import MarksProjection
+from tbot.ledger.members_store import MembersProjection
 from tbot.ledger.payments_dispatch import Dispatcher
 from tbot.ledger.payments_flow import PaymentDesk, rules_of
 from tbot.ledger.payments_store import PaymentsProjection
@@ -115,6 +116,7 @@ def projections() -> list[Projection]:
         TransfersProjection(),
         PaymentsProjection(),
         OrdersProjection(),
+        MembersProjection(),
     ]
 
 

@@ -28,6 +28,12 @@ class Scope(StrEnum):
     PAYMENTS_WRITE = "payments:write", "Ask for deposits and withdrawals, and cancel them."
     PAYMENTS_APPROVE = "payments:approve", "See and approve or reject everybody's withdrawals."
     WEBHOOKS_WRITE = "webhooks:write", "Subscribe addresses of yours to your accounts' journals."
+    SECURITY_READ = "security:read", "See your sessions, API keys and security events."
+    SECURITY_WRITE = (
+        "security:write",
+        "End sessions, change your password and second factor, make and revoke API keys.",
+    )
+    AUDIT_READ = "audit:read", "Read everybody's accounts, orders, payments and journals."
     ADMIN = "admin", "Manage users."
 
 
@@ -36,11 +42,23 @@ class Role(StrEnum):
 
     ADMIN = "admin"
     TRADER = "trader"
+    VIEWER = "viewer"
+    AUDITOR = "auditor"
+    SERVICE = "service"
+    """A program: it has API keys, made by an administrator, and cannot log in."""
 
+
+_OTHERS: Final = frozenset({Scope.ADMIN, Scope.PAYMENTS_APPROVE, Scope.AUDIT_READ})
+_READING: Final = frozenset({Scope.MARKET_READ, Scope.ACCOUNT_READ, Scope.ORDERS_READ})
+_ONESELF: Final = frozenset({Scope.SECURITY_READ, Scope.SECURITY_WRITE})
 
 SCOPES_OF: Final[Mapping[Role, frozenset[Scope]]] = {
-    Role.ADMIN: frozenset(Scope),
-    Role.TRADER: frozenset(Scope) - {Scope.ADMIN, Scope.PAYMENTS_APPROVE},
+    # Who manages users does not thereby see their money: that is the auditor's.
+    Role.ADMIN: frozenset(Scope) - {Scope.AUDIT_READ},
+    Role.TRADER: frozenset(Scope) - _OTHERS,
+    Role.VIEWER: _READING | _ONESELF,
+    Role.AUDITOR: _READING | _ONESELF | {Scope.AUDIT_READ},
+    Role.SERVICE: frozenset(Scope) - _OTHERS - _ONESELF,
 }
 
 

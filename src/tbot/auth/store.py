@@ -1,4 +1,4 @@
-"""The tables of 0002_auth.sql: functions that take a connection first.
+"""The tables of 0002_auth.sql and 0011_identity.sql: functions that take a connection first.
 
 Functions whose name begins with `lock` must run inside a transaction. Whether a session or a
 refresh token is good is decided by the database's clock, which all processes share.
@@ -144,19 +144,36 @@ async def set_status(connection: Connection, user_id: UUID, status: str) -> None
 
 
 async def insert_session(
-    connection: Connection, session_id: UUID, user_id: UUID, scope: str, ttl_s: int
+    connection: Connection,
+    session_id: UUID,
+    user_id: UUID,
+    scope: str,
+    ttl_s: int,
+    address: str | None = None,
+    user_agent: str | None = None,
+    *,
+    factor: bool = False,
 ) -> datetime:
-    """Begin a session; answers when it ends for good."""
+    """Begin a session; answers when it ends for good.
+
+    Args:
+        factor: Whether it was begun with a second factor, too.
+    """
     expires_at: datetime = await connection.fetchval(
         """
-        INSERT INTO sessions (id, user_id, scope, created_at, expires_at)
-        VALUES ($1, $2, $3, now(), now() + $4::interval)
+        INSERT INTO sessions (id, user_id, scope, created_at, expires_at, last_used_at,
+                              address, user_agent, password_at, factor_at)
+        VALUES ($1, $2, $3, now(), now() + $4::interval, now(), $5, $6, now(),
+                CASE WHEN $7 THEN now() END)
         RETURNING expires_at
         """,
         session_id,
         user_id,
         scope,
         timedelta(seconds=ttl_s),
+        address,
+        user_agent,
+        factor,
     )
     return expires_at
 
@@ -236,6 +253,11 @@ async def use_refresh_token(connection: Connection, token_hash: bytes) -> None:
     )
 
 
+async def notify_ended(connection: Connection) -> None:
+    """Tell all processes, at COMMIT, to believe in no session or key any more."""
+    await connection.execute(_NOTIFY_ENDED)
+
+
 async def end_session(connection: Connection, session_id: UUID, reason: str) -> bool:
     """End a session; False when it had ended before."""
     answer = await connection.execute(
@@ -274,12 +296,16 @@ async def session_lives(connection: Connection, session_id: UUID, user_id: UUID)
 
 
 async def living_sessions(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the sessions of which access tokens are good."""
+    """Those of the sessions and API keys that are still good."""
     rows = await connection.fetch(
         """
         SELECT s.id FROM sessions s JOIN users u ON u.id = s.user_id
         WHERE s.id = ANY($1::uuid[])
           AND s.ended_at IS NULL AND s.expires_at > now() AND u.status = 'active'
+        UNION ALL
+        SELECT k.id FROM api_keys k JOIN users u ON u.id = k.user_id
+        WHERE k.id = ANY($1::uuid[])
+          AND k.revoked_at IS NULL AND k.expires_at > now() AND u.status = 'active'
         """,
         session_ids,
     )

@@ -17,7 +17,7 @@ from typing import Final
 from tbot.auth import scopes
 from tbot.auth.flow import Auth, Principal
 from tbot.auth.scopes import Scope
-from tbot.core.errors import InsufficientScope, InvalidToken, Overloaded
+from tbot.core.errors import InsufficientScope, InvalidToken, KeyNotAllowed, Overloaded
 
 PREFIX: Final = "tbt_"
 _TICKET: Final = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
@@ -54,9 +54,12 @@ async def issue(
         tickets_max: Unused ones that a user may have.
 
     Raises:
+        KeyNotAllowed: It is an API key's call.
         InsufficientScope: The token does not cover a scope that is asked for.
         Overloaded: The user has too many unused ones.
     """
+    if principal.key is not None:
+        raise KeyNotAllowed("an API key may not have tickets: it may log in to the stream itself")
     covered = principal.scopes
     if scope:
         covered = scopes.parse(scope)

@@ -49,7 +49,9 @@ _KID: Final = re.compile(r"[A-Za-z0-9_-]{8,43}", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 REFRESH_PREFIX: Final = "tbr_"
+MFA_PREFIX: Final = "tbm_"
 _REFRESH: Final = re.compile(r"tbr_[A-Za-z0-9_-]{43}", re.ASCII)
+_MFA: Final = re.compile(r"tbm_[A-Za-z0-9_-]{43}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,3 +301,13 @@ def refresh_hash(token: str) -> bytes | None:
     A fast hash suffices: the token is random, not chosen by a person.
     """
     return hashlib.sha256(token.encode("ascii")).digest() if _REFRESH.fullmatch(token) else None
+
+
+def new_mfa() -> str:
+    """A token of a login that waits for its second factor: good for nothing else."""
+    return MFA_PREFIX + secrets.token_urlsafe(32)
+
+
+def mfa_hash(token: str) -> bytes | None:
+    """The SHA-256 that such a token is stored under; None for what cannot be one of ours."""
+    return hashlib.sha256(token.encode("ascii")).digest() if _MFA.fullmatch(token) else None

@@ -8,17 +8,19 @@ from uuid import UUID
 
 import structlog
 
-from tbot.auth import store
+from tbot.auth import events, factors, store
 from tbot.auth.passwords import Passwords
 from tbot.auth.scopes import Role
 from tbot.auth.store import User
 from tbot.core.errors import InvalidUser, NotFound, UserExists
 from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
+from tbot.journal.commands import Actor, system
 from tbot.journal.once import Kept, Once, beside, keep
 
 _log = structlog.get_logger(__name__)
 
+_TASK: Final = system("users")
 USERNAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{2,31}$"
 _USERNAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{2,31}", re.ASCII)
 
@@ -119,7 +121,11 @@ async def create_first_admin(
 
 
 async def set_password(
-    pool: store.Pool, passwords: Passwords, username: str, password: str
+    pool: store.Pool,
+    passwords: Passwords,
+    username: str,
+    password: str,
+    actor: Actor = _TASK,
 ) -> UUID:
     """Replace a password and end all sessions of its user.
 
@@ -135,29 +141,91 @@ async def set_password(
         raise InvalidUser("password", broken)
     password_hash = await passwords.hash(password)
     async with store.transaction(pool) as connection:
-        found = await store.user_by_name(connection, username) if is_username(username) else None
-        if found is None:
-            raise NotFound(f"there is no user {username!r}")
-        user, _ = found
+        user = await _named(connection, username)
         await store.set_password(connection, user.id, password_hash)
         await store.end_sessions_of(connection, user.id, "password_changed")
+        await factors.drop_challenges(connection, user.id)
+        await events.record(connection, user.id, events.PASSWORD_CHANGED, actor)
     _log.info("password_changed", user_id=str(user.id))
     return user.id
 
 
-async def set_active(pool: store.Pool, username: str, active: bool) -> UUID:
-    """Let a user in or keep them out; keeping out ends their sessions.
+async def set_active(pool: store.Pool, username: str, active: bool, actor: Actor = _TASK) -> UUID:
+    """Let a user in or keep them out; keeping out ends their sessions, and their keys rest.
+
+    Raises:
+        NotFound: No such user.
+    """
+    status = "active" if active else "disabled"
+    async with store.transaction(pool) as connection:
+        user = await _named(connection, username)
+        await store.set_status(connection, user.id, status)
+        if not active:
+            await store.end_sessions_of(connection, user.id, "disabled")
+        await store.notify_ended(connection)
+        await events.record(connection, user.id, events.USER_CHANGED, actor, status=status)
+    _log.info("user_status_changed", user_id=str(user.id), active=active)
+    return user.id
+
+
+async def set_role(pool: store.Pool, username: str, role: Role, actor: Actor = _TASK) -> UUID:
+    """Give a user another role. Their sessions end, because tokens say what the old one allowed.
 
     Raises:
         NotFound: No such user.
     """
     async with store.transaction(pool) as connection:
-        found = await store.user_by_name(connection, username) if is_username(username) else None
-        if found is None:
-            raise NotFound(f"there is no user {username!r}")
-        user, _ = found
-        await store.set_status(connection, user.id, "active" if active else "disabled")
-        if not active:
-            await store.end_sessions_of(connection, user.id, "disabled")
-    _log.info("user_status_changed", user_id=str(user.id), active=active)
+        user = await _named(connection, username)
+        await connection.execute("UPDATE users SET role = $2 WHERE id = $1", user.id, role.value)
+        await store.end_sessions_of(connection, user.id, "role_changed")
+        await events.record(connection, user.id, events.USER_CHANGED, actor, role=role.value)
+    _log.info("user_role_changed", user_id=str(user.id), role=role.value)
     return user.id
+
+
+async def reset_factor(pool: store.Pool, username: str, actor: Actor = _TASK) -> bool:
+    """Take the second factor of somebody who lost it away; False when there was none.
+
+    Their sessions end: from now on the password alone opens one.
+
+    Raises:
+        NotFound: No such user.
+    """
+    async with store.transaction(pool) as connection:
+        user = await _named(connection, username)
+        removed = await factors.remove(connection, user.id)
+        await factors.drop_challenges(connection, user.id)
+        await store.end_sessions_of(connection, user.id, "factor_removed")
+        if removed:
+            await events.record(connection, user.id, events.FACTOR_REMOVED, actor, factor="totp")
+    return removed
+
+
+async def log_out(pool: store.Pool, username: str, actor: Actor = _TASK) -> int:
+    """End every session of a user; how many there were.
+
+    Raises:
+        NotFound: No such user.
+    """
+    async with store.transaction(pool) as connection:
+        user = await _named(connection, username)
+        ended = await store.end_sessions_of(connection, user.id, "logged_out_by_operator")
+        await events.record(connection, user.id, events.SESSIONS_ENDED, actor, sessions=ended)
+    return ended
+
+
+async def user_named(pool: store.Pool, username: str) -> User:
+    """The user of this name.
+
+    Raises:
+        NotFound: No such user.
+    """
+    async with pool.acquire() as connection:
+        return await _named(connection, username)
+
+
+async def _named(connection: store.Connection, username: str) -> User:
+    found = await store.user_by_name(connection, username) if is_username(username) else None
+    if found is None:
+        raise NotFound(f"there is no user {username!r}")
+    return found[0]

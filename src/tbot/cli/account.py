@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from tbot.cli.console import load_settings, out, run
+from tbot.cli.switches import operator
 from tbot.core import clock, money
 from tbot.core.errors import ConfigurationError
 
@@ -35,7 +36,8 @@ Asking = Annotated[
 
 
 @asynccontextmanager
-async def _database() -> AsyncIterator[tuple[asyncpg.Pool[Any], Passwords]]:
+async def database() -> AsyncIterator[tuple[asyncpg.Pool[Any], Passwords]]:
+    """The database of the settings, and what hashes passwords."""
     from tbot.auth.passwords import Passwords
     from tbot.boot import database_url
     from tbot.db.pool import create_pool
@@ -64,7 +66,9 @@ def _new_password(given: bool) -> str:
 @users.command("create")
 def create(
     username: Username,
-    role: Annotated[str, typer.Option(help="trader or admin.")] = "trader",
+    role: Annotated[
+        str, typer.Option(help="trader, viewer, auditor, service or admin.")
+    ] = "trader",
     ask: Annotated[
         bool, typer.Option("--ask", help="Ask for the password (or read it from stdin).")
     ] = False,
@@ -74,11 +78,11 @@ def create(
     from tbot.auth.users import create_user
 
     if role not in [each.value for each in Role]:
-        raise typer.BadParameter("a role is trader or admin")
+        raise typer.BadParameter(f"a role is one of {', '.join(Role)}")
     password = _new_password(ask)
 
     async def work() -> None:
-        async with _database() as (pool, passwords):
+        async with database() as (pool, passwords):
             await create_user(pool, passwords, username, password, Role(role))
 
     run(work())
@@ -90,7 +94,7 @@ def list_users() -> None:
     """All users."""
 
     async def work() -> list[Any]:
-        async with _database() as (pool, _):
+        async with database() as (pool, _):
             rows: list[Any] = await pool.fetch(
                 "select username, role, status, created_at from users order by username"
             )
@@ -115,8 +119,8 @@ def password(
     new = _new_password(ask)
 
     async def work() -> None:
-        async with _database() as (pool, passwords):
-            await set_password(pool, passwords, username, new)
+        async with database() as (pool, passwords):
+            await set_password(pool, passwords, username, new, operator())
 
     run(work())
     out.print("The password was replaced" + ("" if ask else f": {new}"), markup=False)

@@ -32,7 +32,7 @@ from tbot.client.ordering import NewOrder
 from tbot.client.payments import Payments, Webhooks
 from tbot.client.statements import Moment, Statements, moment_text
 from tbot.client.streams import GapListener, Stream
-from tbot.client.tokens import TokenKeeper
+from tbot.client.tokens import SecondFactor, TokenKeeper
 from tbot.client.transfers import Transfers
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -48,6 +48,9 @@ class TBotClient:
         base_url: Of the server.
         username, password: To log in with.
         token: An access token instead; with `refresh_token` it is renewed.
+        api_key: An API key instead of all these.
+        second_factor: Gives a code of the second factor when the login, or a call that needs a
+            fresh proof, asks for one; each code is good once.
         retry_s: How long a request is tried again while the server is away or busy.
         timeout_s: Of one attempt.
         http: Another transport, for tests.
@@ -77,15 +80,20 @@ class TBotClient:
         password: str | None = None,
         token: str | None = None,
         refresh_token: str | None = None,
+        api_key: str | None = None,
+        second_factor: SecondFactor | None = None,
         retry_s: float = 30.0,
         timeout_s: float = 10.0,
         http: httpx.AsyncClient | None = None,
     ) -> None:
+        token = api_key or token
         if token is None and (username is None or password is None):
-            raise ValueError("give either username and password, or a token")
+            raise ValueError("give username and password, or a token, or an API key")
         self.base_url = base_url.rstrip("/")
         self._http = http or httpx.AsyncClient(base_url=self.base_url, timeout=timeout_s)
-        self._tokens = TokenKeeper(self._http, username, password, token, refresh_token, retry_s)
+        self._tokens = TokenKeeper(
+            self._http, username, password, token, refresh_token, retry_s, second_factor
+        )
         self._api = Api(self._http, self._tokens, retry_s)
         self.candles = Candles(self._api)
         self.statements = Statements(self._api)

@@ -151,6 +151,7 @@ class Api:
         if method in ("POST", "PATCH") and key is None and "client_order_id" not in (json or {}):
             key = secrets.token_hex(16)
         maybe_done = False
+        stepped_up = False
         refused_token: str | None = None
         while True:
             token = await self._tokens.get(stale=refused_token)
@@ -179,6 +180,10 @@ class Api:
                 if status == 401 and refused_token is None:
                     refused_token = token
                     continue
+                if status == 403 and not stepped_up:
+                    stepped_up = await self._tokens.step_up(response, token)
+                    if stepped_up:
+                        continue
                 if status in _BUSY:
                     at_least_s = retry_after_s(response)
                 elif status in _LOST:

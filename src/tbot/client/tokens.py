@@ -8,7 +8,9 @@ sent again where a password can open a new session instead.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +30,10 @@ class _Pair:
     renew_at_s: float
 
 
+type SecondFactor = Callable[[], str | Awaitable[str]]
+"""Gives a code of the second factor: from a prompt, or from an authenticator of one's own."""
+
+
 class TokenKeeper:
     """Gives a good access token, whenever asked.
 
@@ -37,6 +43,7 @@ class TokenKeeper:
         token: An access token to begin with (or to use as it is, without a password).
         refresh_token: To renew `token` with.
         retry_s: How long to try while the server is away.
+        second_factor: Gives a code that was not used before, whenever one is needed.
     """
 
     def __init__(
@@ -47,11 +54,14 @@ class TokenKeeper:
         token: str | None,
         refresh_token: str | None,
         retry_s: float,
+        second_factor: SecondFactor | None = None,
     ) -> None:
         self._http = http
+        self._second_factor = second_factor
         self._username = username
         self._password = password
         self._retry_s = retry_s
+        self._waiting: str | None = None
         self._lock = asyncio.Lock()
         self._pair = None if token is None else _Pair(token, refresh_token, float("inf"))
 
@@ -107,9 +117,47 @@ class TokenKeeper:
             raise AuthError("the access token is not good and there is nothing to renew it with")
         form = {"username": self._username, "password": self._password, "grant_type": "password"}
         pair = await self._ask("/v1/token", once=False, data=form)
+        if pair is None and self._waiting is not None:
+            step = {"mfa_token": self._waiting, "code": await self._code()}
+            pair = await self._ask("/v1/token/mfa", once=False, json=step)
+            if pair is None:
+                raise AuthError("the code is wrong, or was used before", "invalid_code")
         if pair is None:
             raise AuthError("user or password is wrong", "invalid_credentials")
         return pair
+
+    async def _code(self) -> str:
+        if self._second_factor is None:
+            raise AuthError("the login needs a second factor: give `second_factor`", "mfa_required")
+        code = self._second_factor()
+        return await code if inspect.isawaitable(code) else code
+
+    async def step_up(self, refusal: httpx.Response, token: str) -> bool:
+        """Show the server what `step_up_required` asks for; False when there is nothing to show.
+
+        Raises:
+            AuthError: What was shown is not good.
+        """
+        document = _document(refusal)
+        if document.get("code") != "step_up_required":
+            return False
+        if document.get("method") == "totp":
+            if self._second_factor is None:
+                return False
+            proof = {"code": await self._code()}
+        elif self._password is not None:
+            proof = {"password": self._password}
+        else:
+            return False
+        headers = {"Authorization": f"Bearer {token}"}
+        try:
+            answer = await self._http.post("/v1/token/step-up", json=proof, headers=headers)
+        except httpx.TransportError:
+            return False
+        if answer.status_code == 401:
+            code = str(_document(answer).get("code"))
+            raise AuthError("what was shown is not good", code)
+        return answer.status_code == 200
 
     async def _exchange(self, refresh_token: str, once: bool) -> _Pair | None:
         return await self._ask(
@@ -118,6 +166,7 @@ class TokenKeeper:
 
     async def _ask(self, path: str, once: bool, **content: Any) -> _Pair | None:
         """Ask for a pair; None when it is refused, or (`once`) when the answer was lost."""
+        self._waiting = None
         backoff = FullJitter(0.2, 5.0)
         deadline_s = time.monotonic() + self._retry_s
         while True:
@@ -138,6 +187,9 @@ class TokenKeeper:
                     if response.status_code >= 500 and not once:
                         why = f"the server answered {response.status_code}"
                     else:
+                        document = _document(response)
+                        if document.get("code") == "mfa_required":
+                            self._waiting = str(document.get("mfa_token"))
                         return None
                 else:
                     why = "the server is busy"
@@ -157,6 +209,14 @@ def _pair_of(response: httpx.Response, asked_at_s: float) -> _Pair:
         raise ProtocolError("the answer to a login has no tokens") from error
     margin_s = min(_MARGIN_S, lasts_s / 5)
     return _Pair(access, refresh, asked_at_s + lasts_s - margin_s)
+
+
+def _document(response: httpx.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def retry_after_s(response: httpx.Response) -> float:

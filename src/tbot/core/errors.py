@@ -7,9 +7,17 @@
     ├── AuthError                who is asking is not known or not allowed
     │   ├── InvalidCredentials
     │   ├── InvalidToken         malformed, expired, revoked or of the wrong kind
+    │   ├── InvalidCode          a second factor that is wrong or was used before
+    │   ├── SecondFactorRequired the password was right; `mfa_token` finishes the login
+    │   ├── StepUpRequired       a password or second factor has to be shown again (`method`)
+    │   ├── KeyNotAllowed        an API key may not do this: log in
+    │   ├── CrossSite            a cookie came with a request of another site's page
+    │   ├── InsufficientAccess   the asker's role on a shared account is too low (`role`)
     │   └── InsufficientScope
+    ├── TooManyAttempts          too many failures lately (`retry_after_s`)
     ├── InvalidUser              a user name or password that breaks a rule (`field`)
     ├── UserExists               the user name is taken
+    ├── Conflict                 the thing is there already, or is not as it has to be (`code`)
     ├── NotFound                 no such thing, or not the asker's: the two look the same
     ├── InvalidCursor            a page or resume cursor that this server did not issue
     ├── Unavailable              certainly not executed; try again later (`retry_after_s`)
@@ -68,12 +76,64 @@ class InvalidToken(AuthError):
     """A token is malformed, expired, revoked or of the wrong kind."""
 
 
+class InvalidCode(AuthError):
+    """A second factor is wrong, or was used before."""
+
+
+class SecondFactorRequired(AuthError):
+    """The password was right: `mfa_token` and a code finish the login."""
+
+    def __init__(self, mfa_token: str, expires_in_s: int) -> None:
+        super().__init__("the login needs a second factor")
+        self.mfa_token = mfa_token
+        self.expires_in_s = expires_in_s
+
+
+class StepUpRequired(AuthError):
+    """A password or second factor has to be shown again first.
+
+    Attributes:
+        method: `password` or `totp`.
+        max_age_s: How old it may be.
+    """
+
+    def __init__(self, method: str, max_age_s: int) -> None:
+        what = "a code of the second factor" if method == "totp" else "the password"
+        super().__init__(f"this needs {what}, shown within the last {max_age_s} s")
+        self.method = method
+        self.max_age_s = max_age_s
+
+
+class KeyNotAllowed(AuthError):
+    """An API key may not do this, whatever its scopes."""
+
+
+class CrossSite(AuthError):
+    """A cookie came with a request that was not made by a page of ours."""
+
+
+class InsufficientAccess(AuthError):
+    """The asker's role on an account that is shared with them is too low."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__(f"your role on this account has to be {role}")
+        self.role = role
+
+
 class InsufficientScope(AuthError):
     """The token is good but does not cover this call."""
 
     def __init__(self, scope: str) -> None:
         super().__init__(f"this call needs the scope {scope!r}")
         self.scope = scope
+
+
+class TooManyAttempts(TBotError):
+    """Too many failures lately: nothing was checked; try again after `retry_after_s`."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("too many failed attempts")
+        self.retry_after_s = retry_after_s
 
 
 class InvalidUser(TBotError):
@@ -86,6 +146,14 @@ class InvalidUser(TBotError):
 
 class UserExists(TBotError):
     """The user name is taken."""
+
+
+class Conflict(TBotError):
+    """The thing is there already, or is not as it has to be; `code` names the problem."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class NotFound(TBotError):

@@ -97,6 +97,48 @@ class AuthSettings(BaseModel):
     hash_queue_max: int = Field(32, ge=1, description="Logins waiting for them; then 503.")
     password_length_min: int = Field(15, ge=8, description="Shortest password.")
     password_length_max: int = Field(256, ge=64, description="Longest password.")
+    step_up_s: int = Field(
+        300,
+        ge=10,
+        description="How long after showing a password or second factor a session may withdraw, "
+        "make API keys, share accounts and change its factors.",
+    )
+    mfa_ttl_s: int = Field(
+        300, ge=30, le=3600, description="How long a login waits for its second factor."
+    )
+    totp_issuer: str = Field("T-Bot", description="What an authenticator app calls us.")
+    keys_max: int = Field(50, ge=1, description="API keys of one user.")
+    key_ttl_s_max: int = Field(
+        366 * 86_400, ge=60, description="Longest, and default, lifetime of an API key."
+    )
+    keys_cached_max: int = Field(10_000, ge=1, description="API keys remembered as good or bad.")
+    keys_withdraw: bool = Field(
+        False, description="Whether an API key with `payments:write` may ask for withdrawals."
+    )
+    keys_manage: bool = Field(
+        False,
+        description="Whether an API key with `account:write` or `security:write` may share "
+        "accounts and revoke sessions and keys. Making keys always takes a login.",
+    )
+    failures_free: int = Field(
+        5, ge=1, description="Failed logins of one user from one address that cost no waiting."
+    )
+    failures_free_account: int = Field(
+        20, ge=1, description="The same of one user from all addresses that are new to them."
+    )
+    failures_free_address: int = Field(
+        20, ge=1, description="The same of one address, whoever it says it is."
+    )
+    failures_wait_s: float = Field(
+        2.0, gt=0, description="How long the next failure blocks; each one after it twice as long."
+    )
+    failures_wait_s_max: float = Field(
+        900.0, gt=0, description="The longest block, and how long failures are remembered."
+    )
+    browser_origins: list[str] = Field(
+        default_factory=list,
+        description="Origins besides our own whose pages may use the refresh cookie, a JSON list.",
+    )
 
 
 class CommitterSettings(BaseModel):

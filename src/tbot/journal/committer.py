@@ -40,6 +40,7 @@ from tbot.journal.queue import CommandQueue, Pending
 _log = structlog.get_logger(__name__)
 
 ATTEMPTS_MAX: Final = 5
+_BATCH_WHOLE: Final = 64
 _LANE_CLASS: Final = 0x7B07
 _LANES: Final = 256
 
@@ -163,7 +164,9 @@ class Committer:
             if self._queue.closed and not len(self._queue):
                 return
             self._refuse_late()
-            pendings = self._queue.take(self._settings.batch_max)
+            # Half of many: while one half is written, the other half of the callers are served.
+            most = max(_BATCH_WHOLE, len(self._queue) // 2)
+            pendings = self._queue.take(min(most, self._settings.batch_max))
             if pendings:
                 self._running = pendings
                 try:

@@ -139,6 +139,18 @@ async def get_account(connection: Connection, account_id: UUID) -> tuple[Account
     return _account(row), row["seq"]
 
 
+async def get_accounts(
+    connection: Connection, account_ids: Sequence[UUID]
+) -> list[tuple[Account, int]]:
+    """These accounts in id order, with their sequences."""
+    rows = await connection.fetch(
+        f"SELECT {_ACCOUNT_COLUMNS}, s.seq FROM accounts JOIN streams s ON s.account_id = id"
+        " WHERE id = ANY($1::uuid[]) ORDER BY id",
+        account_ids,
+    )
+    return [(_account(row), row["seq"]) for row in rows]
+
+
 async def list_accounts(
     connection: Connection, owner_id: UUID | None, after: UUID | None, limit: int
 ) -> list[tuple[Account, int]]:

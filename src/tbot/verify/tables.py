@@ -11,7 +11,7 @@ import msgspec
 from tbot.core import clock
 from tbot.core.errors import NotFound
 from tbot.journal.commands import AccountState
-from tbot.ledger import payments_store
+from tbot.ledger import members_store, payments_store
 from tbot.ledger import store as ledger_store
 from tbot.ledger import transfers_store
 from tbot.ledger.entries import Balance, Ledger
@@ -108,6 +108,12 @@ async def _payments(connection: Connection, state: AccountState, verdict: Verdic
         verdict.compare(f"{where} {payment_id}", replayed, stored)
 
 
+async def _members(connection: Connection, state: AccountState, verdict: Verdict) -> None:
+    where = f"account {state.account_id}, member"
+    async for user_id, replayed, stored in members_store.differences(connection, state):
+        verdict.compare(f"{where} {user_id}", replayed, stored)
+
+
 async def _orders(connection: Connection, state: AccountState, verdict: Verdict) -> None:
     part = state.part(Orders)
     where = f"account {state.account_id}, order"
@@ -179,6 +185,7 @@ FAMILIES: Final[dict[str, Compare]] = {
     "marks": _marks,
     "transfers": _transfers,
     "payments": _payments,
+    "members": _members,
     "orders": _orders,
     "client keys": _client_keys,
     "fills": _fills,
@@ -193,6 +200,7 @@ OWNERS: Final = {
     "marks": "account_id",
     "transfers": "source_id",
     "payments": "account_id",
+    "account_members": "account_id",
     "orders": "account_id",
     "fills": "account_id",
     "positions": "account_id",

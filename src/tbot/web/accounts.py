@@ -12,8 +12,9 @@ from starlette.responses import Response
 from tbot.auth.scopes import Scope
 from tbot.core import clock, money
 from tbot.core.refusals import Reason
-from tbot.ledger import flow, store
+from tbot.ledger import flow, members_store, store
 from tbot.ledger.entries import Account, AccountAt
+from tbot.ledger.members import Access
 from tbot.orders import store as orders_store
 from tbot.web.account_forms import (
     AccountChanges,
@@ -117,23 +118,31 @@ async def list_accounts(
     request: HttpRequest,
     parts: Parts,
     principal: AccountReader,
+    shared: Annotated[
+        bool, Query(description="Those of others that are shared with you, instead of your own.")
+    ] = False,
     limit: PageLimit = None,
     cursor: PageCursor = None,
 ) -> Response:
-    """List your accounts, in the order of their ids."""
+    """List your accounts, or those that are shared with you, in the order of their ids."""
     size = page_limit(limit, parts)
     secret, reader = parts.auth.keys.cursor_secret, principal.user_id
+    filters = {"shared": "true"} if shared else {}
     after = None
     if cursor is not None:
-        after = UUID(str(decode_cursor(secret, reader, "accounts", {}, cursor)[0]))
+        after = UUID(str(decode_cursor(secret, reader, "accounts", filters, cursor)[0]))
     async with parts.pool.acquire() as connection:
-        found = await store.list_accounts(connection, principal.user_id, after, size + 1)
+        if shared:
+            ids = await members_store.shared_with(connection, reader, after, size + 1)
+            found = await store.get_accounts(connection, ids)
+        else:
+            found = await store.list_accounts(connection, reader, after, size + 1)
     headers = {}
     following = None
     if len(found) > size:
         last, _ = found[size - 1]
-        following = encode_cursor(secret, reader, "accounts", {}, [str(last.id)])
-        headers["Link"] = next_link(request, {}, size, following)
+        following = encode_cursor(secret, reader, "accounts", filters, [str(last.id)])
+        headers["Link"] = next_link(request, filters, size, following)
     page = {"items": [account_json(*item) for item in found[:size]], "next": following}
     return json_answer(page, headers=headers)
 
@@ -197,7 +206,7 @@ async def change_account(
 @routes.get("/accounts/{account_id}", operation_id="get_account", response_model=AccountOut)
 async def get_account(parts: Parts, principal: AccountReader, account_id: Id) -> Response:
     """Get one account."""
-    await own_account(parts, principal, account_id)
+    await own_account(parts, principal, account_id, need=Access.READ)
     async with parts.pool.acquire() as connection:
         account, sequence = await store.get_account(connection, account_id)
     return json_answer(account_json(account, sequence))
@@ -215,7 +224,7 @@ async def get_balances(
     `sequence` is the last journal entry that counted. For a moment within the last seconds another
     entry may still turn up.
     """
-    await own_account(parts, principal, account_id)
+    await own_account(parts, principal, account_id, need=Access.READ)
     if at is not None:
         return json_answer(await past_balances(parts, account_id, at))
     async with parts.pool.acquire() as connection:
@@ -242,7 +251,7 @@ async def get_balances(
 )
 async def get_positions(parts: Parts, principal: AccountReader, account_id: Id) -> Response:
     """Get an account's positions with their market values."""
-    facts = await own_account(parts, principal, account_id)
+    facts = await own_account(parts, principal, account_id, need=Access.READ)
     async with parts.pool.acquire() as connection:
         sequence, positions = await orders_store.get_positions(connection, account_id)
     listed = positions_json(positions, _prices(parts, facts.venue))
@@ -263,7 +272,7 @@ async def get_equity(
     quote: Annotated[Asset, Query(description="The asset to value in.")] = "USDT",
 ) -> Response:
     """Value an account at the market."""
-    facts = await own_account(parts, principal, account_id)
+    facts = await own_account(parts, principal, account_id, need=Access.READ)
     async with parts.pool.acquire() as connection:
         _, balances = await store.get_balances(connection, account_id)
         _, positions = await orders_store.get_positions(connection, account_id)

@@ -21,10 +21,14 @@ from tbot.web import (
     events,
     health,
     history,
+    keys,
     market,
     openapi,
     orders,
     payments,
+    second_factor,
+    sessions,
+    sharing,
     statements,
     stream,
     tickets,
@@ -32,6 +36,7 @@ from tbot.web import (
     transfers,
     users,
     webhooks,
+    wellknown,
 )
 from tbot.web.deps import Deps
 from tbot.web.edge import Edge
@@ -54,6 +59,7 @@ To try it here, press **Authorize** and log in with your user name and password.
 _TAGS: Final = [
     {"name": "tokens", "description": "Log in, refresh, log out."},
     {"name": "users", "description": "Yourself; for administrators, all users."},
+    {"name": "security", "description": "Your sessions, API keys, second factor and password."},
     {"name": "accounts", "description": "Accounts, what is on them, and how it came there."},
     {"name": "transfers", "description": "Move money between accounts."},
     {"name": "orders", "description": "Place, follow and cancel orders."},
@@ -105,6 +111,11 @@ def build_app(deps: Deps) -> Application:
         candles,
         tokens,
         users,
+        sessions,
+        keys,
+        second_factor,
+        sharing,
+        wellknown,
         health,
     ):
         app.router.routes.extend(module.routes.routes)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Annotated, Final
 
 from fastapi import Depends, Header, Query, Security
-from fastapi.security import OAuth2PasswordBearer
+from fastapi.security import APIKeyHeader, OAuth2PasswordBearer
 from starlette.requests import Request
+from starlette.types import Scope
 
-from tbot.auth.flow import Principal, authenticate
-from tbot.auth.scopes import Scope
+from tbot.auth.api_keys import is_key
+from tbot.auth.flow import Peer, Principal, authenticate
+from tbot.auth.scopes import Scope as Allows
 from tbot.core.errors import AuthError, InvalidToken
 from tbot.journal.commands import Actor
 from tbot.web.deps import Deps
@@ -20,14 +22,22 @@ from tbot.web.problems import Problem
 bearer: Final = OAuth2PasswordBearer(
     "/v1/token",
     scheme_name="password",
-    scopes={scope.value: scope.doc for scope in Scope},
+    scopes={scope.value: scope.doc for scope in Allows},
     description="Log in with user name and password; the access token goes into "
     "`Authorization: Bearer`.",
     auto_error=False,
     refreshUrl="/v1/token/refresh",
 )
 
+api_key: Final = APIKeyHeader(
+    name="X-API-Key",
+    scheme_name="api_key",
+    description="An API key (`POST /v1/api-keys`). `Authorization: Bearer` takes one, too.",
+    auto_error=False,
+)
+
 PRINCIPAL: Final = "tbot.principal"
+_USER_AGENT_LENGTH: Final = 200
 
 
 async def get_deps(request: Request) -> Deps:
@@ -47,20 +57,25 @@ async def check_principal(request: Request, scopes: Sequence[str]) -> Principal:
         InvalidToken, InsufficientScope: It is not good, or not good for this.
     """
     headers = request.headers.getlist("authorization")
-    if not headers:
+    given = request.headers.getlist("x-api-key")
+    if not headers and not given:
         raise AuthError("this call needs an access token")
-    kind, _, token = headers[0].partition(" ")
-    if len(headers) > 1 or kind.lower() != "bearer" or not token:
+    if len(headers) + len(given) > 1:
+        raise InvalidToken("there has to be one token: one Authorization or one X-API-Key header")
+    kind, _, token = headers[0].partition(" ") if headers else ("bearer", "", given[0])
+    if kind.lower() != "bearer" or not token or not (headers or is_key(token)):
         raise InvalidToken("the Authorization header has to be one Bearer token")
     deps: Deps = request.app.state.deps
-    principal = await authenticate(deps.auth, token.strip(" "))
+    principal = await authenticate(deps.auth, token.strip(" "), address_of(request.scope))
     request.scope[PRINCIPAL] = principal
     principal.require(*scopes)
     return principal
 
 
 async def current_principal(
-    request: Request, _: Annotated[str | None, Depends(bearer)]
+    request: Request,
+    _: Annotated[str | None, Depends(bearer)],
+    _key: Annotated[str | None, Depends(api_key)],
 ) -> Principal:
     """Who asks, as `StrictRoute` found out by `check_principal` before it read the body."""
     principal: Principal = request.scope[PRINCIPAL]
@@ -81,31 +96,55 @@ def actor_of(request: Request, principal: Principal) -> Actor:
         session=str(principal.session_id),
         address=client[0] if client else None,
         request=request.scope.get("tbot.request_id"),
+        name=principal.key,
     )
+
+
+def address_of(scope: Scope) -> str | None:
+    """Where a connection comes from, as the server determined it."""
+    client = scope.get("client")
+    return client[0] if client else None
+
+
+def peer_of(request: Request) -> Peer:
+    """Where a request comes from, for sessions and security events."""
+    agent = request.headers.get("user-agent")
+    if agent is not None:
+        shown = "".join(c if c.isprintable() else "?" for c in agent[:_USER_AGENT_LENGTH])
+        agent = shown
+    return Peer(address_of(request.scope), agent, request.scope.get("tbot.request_id"))
 
 
 Parts = Annotated[Deps, Depends(get_deps)]
 AnyUser = Annotated[Principal, Security(current_principal, scopes=[])]
-MarketReader = Annotated[Principal, Security(current_principal, scopes=[Scope.MARKET_READ.value])]
-AccountReader = Annotated[Principal, Security(current_principal, scopes=[Scope.ACCOUNT_READ.value])]
+MarketReader = Annotated[Principal, Security(current_principal, scopes=[Allows.MARKET_READ.value])]
+AccountReader = Annotated[
+    Principal, Security(current_principal, scopes=[Allows.ACCOUNT_READ.value])
+]
 AccountWriter = Annotated[
-    Principal, Security(current_principal, scopes=[Scope.ACCOUNT_WRITE.value])
+    Principal, Security(current_principal, scopes=[Allows.ACCOUNT_WRITE.value])
 ]
 TransferWriter = Annotated[
-    Principal, Security(current_principal, scopes=[Scope.TRANSFERS_WRITE.value])
+    Principal, Security(current_principal, scopes=[Allows.TRANSFERS_WRITE.value])
 ]
-OrderReader = Annotated[Principal, Security(current_principal, scopes=[Scope.ORDERS_READ.value])]
-OrderWriter = Annotated[Principal, Security(current_principal, scopes=[Scope.ORDERS_WRITE.value])]
+OrderReader = Annotated[Principal, Security(current_principal, scopes=[Allows.ORDERS_READ.value])]
+OrderWriter = Annotated[Principal, Security(current_principal, scopes=[Allows.ORDERS_WRITE.value])]
 PaymentWriter = Annotated[
-    Principal, Security(current_principal, scopes=[Scope.PAYMENTS_WRITE.value])
+    Principal, Security(current_principal, scopes=[Allows.PAYMENTS_WRITE.value])
 ]
 PaymentApprover = Annotated[
-    Principal, Security(current_principal, scopes=[Scope.PAYMENTS_APPROVE.value])
+    Principal, Security(current_principal, scopes=[Allows.PAYMENTS_APPROVE.value])
 ]
 WebhookWriter = Annotated[
-    Principal, Security(current_principal, scopes=[Scope.WEBHOOKS_WRITE.value])
+    Principal, Security(current_principal, scopes=[Allows.WEBHOOKS_WRITE.value])
 ]
-Admin = Annotated[Principal, Security(current_principal, scopes=[Scope.ADMIN.value])]
+SecurityReader = Annotated[
+    Principal, Security(current_principal, scopes=[Allows.SECURITY_READ.value])
+]
+SecurityWriter = Annotated[
+    Principal, Security(current_principal, scopes=[Allows.SECURITY_WRITE.value])
+]
+Admin = Annotated[Principal, Security(current_principal, scopes=[Allows.ADMIN.value])]
 
 
 # Prefer (RFC 7240)

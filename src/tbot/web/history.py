@@ -15,6 +15,7 @@ from starlette.responses import Response
 from tbot.core import money
 from tbot.core.money import MoneyText
 from tbot.journal import chain
+from tbot.ledger.members import Access
 from tbot.orders import store
 from tbot.orders.model import Fill
 from tbot.venues.base import Side
@@ -120,7 +121,7 @@ async def list_fills(
     cursor: PageCursor = None,
 ) -> Response:
     """List an account's fills, newest first. As NDJSON or CSV they all come at once."""
-    await own_account(parts, principal, account_id)
+    await own_account(parts, principal, account_id, need=Access.READ)
     form = format_of(request)
     if form is not Format.JSON:
         refuse_paging(limit, cursor)
@@ -173,7 +174,7 @@ async def list_journal(
     nothing can be taken out or changed unnoticed.
     As NDJSON or CSV, everything after `after` comes at once.
     """
-    await own_account(parts, principal, account_id)
+    await own_account(parts, principal, account_id, need=Access.READ)
     form = format_of(request)
     if form is not Format.JSON:
         refuse_paging(limit, None)

@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from tbot.auth.api_keys import is_key
 from tbot.auth.flow import authenticate
 from tbot.core.ids import random_hex
 from tbot.web import events, metrics
@@ -165,10 +166,15 @@ class Application(FastAPI):
         headers = dict(given)
         if len(headers) != len(given) or scope["query_string"]:
             raise _Aside
-        bearer = _BEARER.fullmatch(headers[b"authorization"])
+        bearer = headers.get(b"authorization")
+        if bearer is None:
+            bearer = b"Bearer " + headers[b"x-api-key"]
+        elif b"x-api-key" in headers:
+            raise _Aside
+        found = _BEARER.fullmatch(bearer)
         length = headers[b"content-length"]
         if (
-            bearer is None
+            found is None
             or headers[b"content-type"] != _JSON
             or b"content-encoding" in headers
             or not _LENGTH.fullmatch(length)
@@ -176,7 +182,12 @@ class Application(FastAPI):
             or len(scope["raw_path"]) > URI_BYTES_MAX
         ):
             raise _Aside
-        principal = await authenticate(self._deps.auth, bearer[1].decode("ascii"))
+        token = found[1].decode("ascii")
+        if b"authorization" not in headers and not is_key(token):
+            raise _Aside
+        client = scope.get("client")
+        address = client[0] if client else None
+        principal = await authenticate(self._deps.auth, token, address)
         principal.require(*plan.scopes)
         body = await _body(receive, messages)
         content = parse_json(body, self._depth_max)

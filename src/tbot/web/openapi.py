@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from tbot.auth.scopes import Scope
 from tbot.core.refusals import Reason
 from tbot.core.settings import HttpSettings, Settings
 from tbot.web.problems import CATALOGUE, MEDIA_TYPE, TYPE_PREFIX, reason_status
@@ -28,6 +29,18 @@ _WITH_BODY: Final = (
     "unsupported_media_type",
     "validation_failed",
 )
+_SHARED: Final = frozenset(
+    {
+        Scope.ACCOUNT_READ,
+        Scope.ACCOUNT_WRITE,
+        Scope.ORDERS_READ,
+        Scope.ORDERS_WRITE,
+        Scope.PAYMENTS_WRITE,
+        Scope.TRANSFERS_WRITE,
+        Scope.WEBHOOKS_WRITE,
+    }
+)
+"""Scopes for what is on accounts, which may be shared in some role."""
 _CHALLENGE: Final = {
     "WWW-Authenticate": {
         "description": "The challenge (RFC 6750).",
@@ -45,7 +58,7 @@ _REPLAYED: Final = {
     "description": "`true` on an answer that a repetition gets.",
     "schema": {"type": "string", "const": "true"},
 }
-_HEADERS: Final = {401: _CHALLENGE, 403: _CHALLENGE, 503: _RETRY}
+_HEADERS: Final = {401: _CHALLENGE, 403: _CHALLENGE, 429: _RETRY, 503: _RETRY}
 
 _PROBLEM_SCHEMA: Final = {
     "title": "Problem",
@@ -157,6 +170,8 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
         codes += _SECURED
         if scopes:
             codes.append("insufficient_scope")
+        if _SHARED.intersection(scopes):
+            codes.append("insufficient_access")
     if route.body_field is not None:
         codes += _WITH_BODY
     if any(parameter["in"] != "path" for parameter in operation.get("parameters", ())):

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from tbot.core import money
 from tbot.core.money import MoneyText
 from tbot.core.refusals import Reason
+from tbot.ledger.members import Access
 from tbot.orders import flow, store
 from tbot.orders.commands import Placed
 from tbot.orders.model import Order, State
@@ -258,7 +259,7 @@ async def place_order(
     crashes. `pending_new` means that the venue may already have it.
     """
     wanted = order_request(body)
-    await own_account(parts, principal, body.account_id)
+    await own_account(parts, principal, body.account_id, need=Access.TRADE)
     once = await keyed(request, parts, principal, body.account_id, placed)
     outcome = await flow.place(
         parts.orders, actor_of(request, principal), body.account_id, wanted, once
@@ -347,7 +348,7 @@ async def get_order(
     parts: Parts, principal: OrderReader, order_id: Id, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Get one order as it is now."""
-    order = await own_order(parts, principal, order_id)
+    order = await own_order(parts, principal, order_id, need=Access.READ)
     tag = _tag(order)
     if matches_tag(if_none_match, tag):
         return not_modified(tag)
@@ -410,6 +411,6 @@ async def cancel_orders(
     symbol: Annotated[Symbol | None, Query(description="Only of this instrument.")] = None,
 ) -> CancelsRequested:
     """Ask for the cancellation of every open order of an account."""
-    await own_account(parts, principal, account_id)
+    await own_account(parts, principal, account_id, need=Access.TRADE)
     ids = await flow.cancel_all(parts.orders, actor_of(request, principal), account_id, symbol)
     return CancelsRequested(requested=len(ids), orders=ids)

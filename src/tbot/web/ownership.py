@@ -1,54 +1,101 @@
-"""Whose things are whose: the one place that decides it for REST.
+"""Whose things are whose: the one place that decides it, for REST and for the stream.
 
-Somebody else's account, or an order on one, answers exactly as one that does not exist.
+An account is used by who opened it, and by its members within their roles (`tbot.ledger.members`).
+Everybody else is answered exactly as for one that does not exist; a member whose role is too low
+knows of the account already, and is told `insufficient_access`. Auditors (`audit:read`) read
+everything and do nothing. Administrators have no access by being that, but for what says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from tbot.auth.flow import Principal
 from tbot.auth.scopes import Scope
-from tbot.core.errors import NotFound
+from tbot.core.errors import InsufficientAccess, NotFound
+from tbot.journal.cursors import Pool
+from tbot.ledger import members_store
 from tbot.ledger import store as accounts_store
 from tbot.ledger.flow import AccountFacts
+from tbot.ledger.members import ROLE_FOR, Access
 from tbot.ledger.transfers import TransferFacts
 from tbot.ledger.transfers_flow import facts_of
 from tbot.orders import flow
 from tbot.orders.model import Order
-from tbot.web.deps import Deps
+
+if TYPE_CHECKING:
+    from tbot.web.deps import Deps
 
 ACCOUNTS_MAX: Final = 1000
 """Accounts of one owner that a list without `account_id` looks through."""
 
 
+async def access_to(
+    pool: Pool, principal: Principal, account_id: UUID, owner_id: UUID
+) -> Access | None:
+    """What the asker may do with an account; None for nothing at all.
+
+    Costs its owner nothing; others, a query: so a role that was taken away is gone at once.
+    """
+    if owner_id == principal.user_id:
+        return Access.OWN
+    async with pool.acquire() as connection:
+        access = await members_store.member_access(connection, account_id, principal.user_id)
+    if access is None and Scope.AUDIT_READ in principal.scopes:
+        return Access.READ
+    return access
+
+
+async def may_listen(pool: Pool, principal: Principal, account_id: UUID) -> bool:
+    """Whether the asker may read the account's private stream."""
+    async with pool.acquire() as connection:
+        owner_id = await connection.fetchval(
+            "SELECT owner_id FROM accounts WHERE id = $1", account_id
+        )
+    if owner_id is None:
+        return False
+    return await access_to(pool, principal, account_id, owner_id) is not None
+
+
 async def own_account(
-    deps: Deps, principal: Principal, account_id: UUID, *, admins_too: bool = False
+    deps: Deps,
+    principal: Principal,
+    account_id: UUID,
+    *,
+    need: Access = Access.OWN,
+    admins_too: bool = False,
 ) -> AccountFacts:
-    """The facts of the asker's own account; from memory when they were read before.
+    """The facts of an account that the asker may use; from memory when they were read before.
 
     Args:
+        need: What is to be done with it.
         admins_too: Whether an administrator may do this with anybody's account.
 
     Raises:
         NotFound: No such account, or somebody else's.
+        InsufficientAccess: It is shared with the asker, in too low a role.
     """
     facts = await deps.orders.accounts.facts(account_id)
     if facts.owner_id == principal.user_id or (admins_too and is_admin(principal)):
         return facts
-    raise NotFound("no such account")
+    access = await access_to(deps.pool, principal, account_id, facts.owner_id)
+    if access is None:
+        raise NotFound("no such account")
+    if access < need:
+        raise InsufficientAccess(ROLE_FOR[need].value)
+    return facts
 
 
 async def own_accounts(deps: Deps, principal: Principal, account_id: UUID | None) -> list[UUID]:
-    """One account of the asker's, or (None) all of them, at most `ACCOUNTS_MAX`.
+    """One account to be read, or (None) all that the asker opened, at most `ACCOUNTS_MAX`.
 
     Raises:
         NotFound: No such account, or somebody else's.
     """
     if account_id is not None:
-        await own_account(deps, principal, account_id)
+        await own_account(deps, principal, account_id, need=Access.READ)
         return [account_id]
     async with deps.pool.acquire() as connection:
         own = await accounts_store.list_accounts(connection, principal.user_id, None, ACCOUNTS_MAX)
@@ -57,7 +104,7 @@ async def own_accounts(deps: Deps, principal: Principal, account_id: UUID | None
 
 @dataclass(frozen=True, slots=True)
 class TransferSides:
-    """On which sides of a transfer the asker is."""
+    """On which sides of a transfer the asker may do what is to be done."""
 
     facts: TransferFacts
     source: bool
@@ -65,23 +112,26 @@ class TransferSides:
     admin: bool
 
 
-async def own_transfer(deps: Deps, principal: Principal, transfer_id: UUID) -> TransferSides:
-    """A transfer out of or into an account of the asker's; any, for an administrator.
+async def own_transfer(
+    deps: Deps, principal: Principal, transfer_id: UUID, *, need: Access = Access.OWN
+) -> TransferSides:
+    """A transfer out of or into an account that the asker may use; any, for an administrator.
 
     Raises:
         NotFound: No such transfer, or the asker has nothing to do with it.
+        InsufficientAccess: The asker may read it, no more.
     """
     accounts = deps.orders.accounts
     facts = await facts_of(accounts, transfer_id)
-    source = await accounts.facts(facts.source_id)
-    target = await accounts.facts(facts.target_id)
-    sides = TransferSides(
-        facts,
-        source.owner_id == principal.user_id,
-        target.owner_id == principal.user_id,
-        is_admin(principal),
-    )
+    found = []
+    for account_id in (facts.source_id, facts.target_id):
+        owner_id = (await accounts.facts(account_id)).owner_id
+        found.append(await access_to(deps.pool, principal, account_id, owner_id) or 0)
+    source, target = found
+    sides = TransferSides(facts, source >= need, target >= need, is_admin(principal))
     if not (sides.source or sides.target or sides.admin):
+        if max(found):
+            raise InsufficientAccess(ROLE_FOR[need].value)
         raise NotFound("no such transfer")
     return sides
 
@@ -91,10 +141,15 @@ def is_admin(principal: Principal) -> bool:
     return Scope.ADMIN in principal.scopes
 
 
-async def own_order(deps: Deps, principal: Principal, order_id: UUID) -> Order:
-    """The asker's own order, as it is now.
+async def own_order(
+    deps: Deps, principal: Principal, order_id: UUID, *, need: Access = Access.TRADE
+) -> Order:
+    """An order on an account that the asker may use, as it is now.
 
     Raises:
         NotFound: No such order, or on somebody else's account.
+        InsufficientAccess: The account is shared with the asker, in too low a role.
     """
-    return await flow.owned_order(deps.orders, order_id, principal.user_id)
+    order = await flow.owned_order(deps.orders, order_id, None)
+    await own_account(deps, principal, order.account_id, need=need)
+    return order

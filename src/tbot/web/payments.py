@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tbot.auth.flow import Principal
+from tbot.auth.proofs import require_fresh
 from tbot.core import money
 from tbot.core.errors import NotFound
 from tbot.core.money import MoneyText
@@ -18,6 +19,7 @@ from tbot.core.refusals import Reason
 from tbot.ledger import payments_flow as flow
 from tbot.ledger import payments_store as store
 from tbot.ledger import store as accounts_store
+from tbot.ledger.members import Access
 from tbot.ledger.payments import Kind, Payment, State
 from tbot.ledger.payments_flow import PaymentDesk
 from tbot.web.answers import json_answer
@@ -195,10 +197,10 @@ def desk_of(deps: Deps) -> PaymentDesk:
     return deps.payments
 
 
-async def _own_payment(deps: Deps, principal: Principal, payment_id: UUID) -> Payment:
+async def _own_payment(deps: Deps, principal: Principal, payment_id: UUID, need: Access) -> Payment:
     """The asker's own payment; somebody else's answers as one that does not exist."""
     payment = await flow.find_payment(desk_of(deps), payment_id)
-    await own_account(deps, principal, payment.account_id)
+    await own_account(deps, principal, payment.account_id, need=need)
     return payment
 
 
@@ -249,6 +251,9 @@ async def request_deposit(
             "not_found",
             "overloaded",
             "outcome_unknown",
+            "insufficient_access",
+            "step_up_required",
+            "key_not_allowed",
             Reason.ACCOUNT_FROZEN,
             Reason.INSUFFICIENT_FUNDS,
             *_REQUEST_REASONS,
@@ -265,9 +270,11 @@ async def request_withdrawal(
     """Withdraw from a cash account.
 
     Once this answers, amount and fee are held and the withdrawal is durable; it is paid at most
-    once, whatever crashes. Large ones wait for a second person (`awaiting_approval`).
+    once, whatever crashes. Large ones wait for a second person (`awaiting_approval`). It needs a
+    fresh proof of who asks (`step_up_required`).
     """
     await own_account(parts, principal, body.account_id)
+    await require_fresh(parts.auth, principal, keys=parts.settings.auth.keys_withdraw)
     once = await keyed(request, parts, principal, body.account_id, _created)
     outcome = await flow.request_withdrawal(
         desk_of(parts),
@@ -308,7 +315,7 @@ async def list_payments(
     if cursor is not None:
         before = UUID(str(decode_cursor(secret, reader, "payments", filters, cursor)[0]))
     if account_id is not None:
-        await own_account(parts, principal, account_id)
+        await own_account(parts, principal, account_id, need=Access.READ)
     async with desk.pool.acquire() as connection:
         if account_id is not None:
             account_ids = [account_id]
@@ -367,7 +374,7 @@ async def list_approvals(
 @routes.get("/payments/{payment_id}", operation_id="get_payment", response_model=PaymentOut)
 async def get_payment(parts: Parts, principal: AccountReader, payment_id: Id) -> Response:
     """Get one deposit or withdrawal as it is now."""
-    return _now(await _own_payment(parts, principal, payment_id))
+    return _now(await _own_payment(parts, principal, payment_id, Access.READ))
 
 
 @routes.post(
@@ -384,7 +391,7 @@ async def cancel_payment(
     _key: KeyHeader = None,
 ) -> Response:
     """Cancel a payment that the provider has not got yet, and release its funds."""
-    payment = await _own_payment(parts, principal, payment_id)
+    payment = await _own_payment(parts, principal, payment_id, Access.OWN)
     once = await keyed(request, parts, principal, payment.account_id, _now)
     outcome = await flow.cancel_payment(desk_of(parts), actor_of(request, principal), payment, once)
     return respond(outcome, _now)
@@ -397,6 +404,8 @@ async def cancel_payment(
     responses=problems(
         "overloaded",
         "outcome_unknown",
+        "step_up_required",
+        "key_not_allowed",
         Reason.ACCOUNT_FROZEN,
         Reason.APPROVER_IS_REQUESTER,
         Reason.PAYMENT_STATE,
@@ -409,7 +418,8 @@ async def approve_payment(
     payment_id: Id,
     _key: KeyHeader = None,
 ) -> Response:
-    """Approve somebody else's withdrawal; it goes out at once."""
+    """Approve somebody else's withdrawal; it goes out at once. Needs a fresh proof."""
+    await require_fresh(parts.auth, principal, keys=parts.settings.auth.keys_withdraw)
     return await _decide(request, parts, principal, payment_id, None)
 
 

@@ -62,6 +62,18 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     "invalid_credentials": Kind(
         401, "Wrong user or password", "Both unknown users and wrong passwords answer this."
     ),
+    "invalid_code": Kind(
+        401,
+        "Wrong code",
+        "The code of the second factor is wrong, or was used before: each is good once. Wait for "
+        "the next one.",
+    ),
+    "mfa_required": Kind(
+        401,
+        "Second factor required",
+        "The password was right. Send `mfa_token` with a code to `POST /v1/token/mfa` within "
+        "`expires_in` seconds.",
+    ),
     "invalid_signature": Kind(
         401,
         "Invalid signature",
@@ -75,6 +87,26 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         "Origin not allowed",
         "The operator lists in `stream.origins` which web pages may connect.",
     ),
+    "step_up_required": Kind(
+        403,
+        "Fresh proof required",
+        "Show the password (`method` is `password`) or a code of the second factor (`totp`) at "
+        "`POST /v1/token/step-up`, then repeat the request.",
+    ),
+    "key_not_allowed": Kind(
+        403, "Not for API keys", "An API key may not do this, whatever its scopes: log in."
+    ),
+    "insufficient_access": Kind(
+        403,
+        "Insufficient access",
+        "The account is shared with you in a role that does not allow this; `role` says which "
+        "would.",
+    ),
+    "cross_site": Kind(
+        403,
+        "Cross-site request",
+        "The refresh cookie is for pages of our own origin or those of `auth.browser_origins`.",
+    ),
     "not_found": Kind(
         404, "Not found", "There is no such thing, or it is not yours: the two look the same."
     ),
@@ -83,6 +115,10 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         406, "Not acceptable", "Ask in `Accept` for a media type that the detail names."
     ),
     "user_exists": Kind(409, "User exists", "Choose another user name."),
+    "key_exists": Kind(409, "Key exists", "Choose another name for the key, or revoke that one."),
+    "keys_max": Kind(409, "Too many keys", "Revoke an API key first."),
+    "factor_exists": Kind(409, "Second factor exists", "Remove it first."),
+    "factor_not_begun": Kind(409, "No second factor", "Begin with `POST /v1/me/totp`."),
     "body_too_large": Kind(
         413, "Body too large", "Send at most `http.body_bytes_max` bytes (see the settings)."
     ),
@@ -104,6 +140,12 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         "Too many connections",
         "As many of the stream as a user or an address may have. Close one, or try again after "
         "`Retry-After`.",
+    ),
+    "too_many_attempts": Kind(
+        429,
+        "Too many failed attempts",
+        "Nothing was checked. Try again after `Retry-After`, or see `docs/authentication.md` for "
+        "the other ways in.",
     ),
     "internal_error": Kind(
         500,
@@ -258,10 +300,11 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem("invalid_cursor", "the cursor does not belong to this list")
         case errors.InvalidAmount():
             return Problem("validation_failed", str(error))
-        case errors.InvalidUser():
-            return invalid(str(error), pointer=f"/{error.field}")
-        case errors.UserExists():
-            return Problem("user_exists", str(error))
+        case errors.InvalidUser() | errors.UserExists() | errors.Conflict():
+            return _of_users(error)
+        case errors.TooManyAttempts():
+            wait = _retry_after(error.retry_after_s)
+            return Problem("too_many_attempts", str(error), headers=wait)
         case errors.InvalidSignature():
             challenge = {"WWW-Authenticate": f'Signature realm="{REALM}"'}
             return Problem("invalid_signature", str(error), headers=challenge)
@@ -299,6 +342,15 @@ def problem_of(error: Exception) -> Problem | None:
     return None
 
 
+def _of_users(error: errors.InvalidUser | errors.UserExists | errors.Conflict) -> Problem:
+    match error:
+        case errors.InvalidUser():
+            return invalid(str(error), pointer=f"/{error.field}")
+        case errors.UserExists():
+            return Problem("user_exists", str(error))
+    return Problem(error.code, str(error))
+
+
 def _retry_after(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
@@ -318,6 +370,27 @@ def _authentication(error: errors.AuthError) -> Problem:
             return Problem(
                 "invalid_credentials", str(error), headers={"WWW-Authenticate": challenge}
             )
+        case errors.InvalidCode():
+            return Problem("invalid_code", str(error), headers={"WWW-Authenticate": challenge})
+        case errors.SecondFactorRequired():
+            return Problem(
+                "mfa_required",
+                str(error),
+                extras={"mfa_token": error.mfa_token, "expires_in": error.expires_in_s},
+                headers={"WWW-Authenticate": challenge},
+            )
+        case errors.StepUpRequired():
+            # RFC 9470, section 3
+            challenge += ', error="insufficient_user_authentication"'
+            challenge += f", max_age={error.max_age_s}"
+            return Problem(
+                "step_up_required",
+                str(error),
+                extras={"method": error.method, "max_age_s": error.max_age_s},
+                headers={"WWW-Authenticate": challenge},
+            )
+        case errors.KeyNotAllowed() | errors.CrossSite() | errors.InsufficientAccess():
+            return _forbidden(error, challenge)
         case errors.InvalidToken():
             challenge += ', error="invalid_token"'
             return Problem("invalid_token", str(error), headers={"WWW-Authenticate": challenge})
@@ -326,6 +399,19 @@ def _authentication(error: errors.AuthError) -> Problem:
         "this call needs an access token",
         headers={"WWW-Authenticate": challenge},
     )
+
+
+def _forbidden(
+    error: errors.KeyNotAllowed | errors.CrossSite | errors.InsufficientAccess, challenge: str
+) -> Problem:
+    headers = {"WWW-Authenticate": challenge}
+    match error:
+        case errors.InsufficientAccess():
+            extras = {"role": error.role}
+            return Problem("insufficient_access", str(error), extras=extras, headers=headers)
+        case errors.KeyNotAllowed():
+            return Problem("key_not_allowed", str(error), headers=headers)
+    return Problem("cross_site", str(error), headers=headers)
 
 
 def _http(error: HTTPException) -> Problem:

@@ -18,6 +18,7 @@ from tbot.core.money import MoneyText
 from tbot.ledger import store
 from tbot.ledger.entries import Balance
 from tbot.ledger.marks import Running, balances_after, balances_at
+from tbot.ledger.members import Access
 from tbot.ledger.statements import (
     Filter,
     Movement,
@@ -240,7 +241,7 @@ async def get_statement(
     than asked for: follow `next` until it is null. As NDJSON or CSV the statement comes whole:
     lines of `type` `opening`, `movement` and, last, `closing`.
     """
-    await own_account(parts, principal, account_id)
+    await own_account(parts, principal, account_id, need=Access.READ)
     form = format_of(request)
     if end is not None and end > clock.utc_now():
         raise invalid("lies in the future", parameter="to")

@@ -22,12 +22,15 @@ from starlette.responses import Response
 
 from tbot.auth import flow as auth_flow
 from tbot.auth.flow import Auth
+from tbot.auth.scopes import Scope
 from tbot.auth.sessions import TOPIC as SESSIONS_TOPIC
 from tbot.core.bus import Bus, wait_for_wake
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.cursors import Journal, Pool
+from tbot.ledger.members import TOPIC as SHARING_TOPIC
+from tbot.ledger.members_store import still_members
 from tbot.market.channels import Market
 from tbot.market.hub import CLOSE_DRAIN, Hub
 from tbot.market.subscribers import Output
@@ -199,11 +202,12 @@ class Streams:
 
     async def _watch_sessions(self) -> None:
         """Close connections whose login session ended: by wake-up, and every few seconds."""
-        with self._bus.listening(SESSIONS_TOPIC) as ended:
+        with self._bus.listening(SESSIONS_TOPIC, SHARING_TOPIC) as ended:
             while True:
                 await wait_for_wake(ended, SESSIONS_INTERVAL_S)
                 try:
                     await self._check_sessions()
+                    await self._check_sharing()
                 except DATABASE_FAULTS as error:
                     _log.warning("sessions_unchecked", error=repr(error))
                 await asyncio.sleep(SESSIONS_PAUSE_S)  # many who log out are one round
@@ -222,6 +226,25 @@ class Streams:
                 if session_id not in living:
                     for session in sessions[session_id]:
                         session.end_session()
+
+    async def _check_sharing(self) -> None:
+        """One round: end private streams of accounts that are not shared with their readers now."""
+        readers: dict[tuple[UUID, UUID], list[Session]] = {}
+        for session in self._sessions:
+            principal = session.principal
+            if principal is None or Scope.AUDIT_READ in principal.scopes:
+                continue
+            for account_id in session.listens_to():
+                readers.setdefault((account_id, principal.user_id), []).append(session)
+        known = list(readers)
+        for start in range(0, len(known), SESSIONS_PER_QUERY):
+            asked = known[start : start + SESSIONS_PER_QUERY]
+            async with self.pool.acquire() as connection:
+                allowed = await still_members(connection, asked)
+            for pair in asked:
+                if pair not in allowed:
+                    for session in readers[pair]:
+                        session.end_account(pair[0])
 
 
 async def _deny(websocket: WebSocket, denied: Denial) -> None:

@@ -27,15 +27,6 @@ OPEN_ORDERS_MAX: Final = 1000
 CLOSE_STATE_LOST: Final = 4202
 
 
-async def owns(pool: Pool, user_id: UUID, account_id: UUID) -> bool:
-    """Whether the account exists and is this user's: nobody else may tell the two apart."""
-    async with pool.acquire() as connection:
-        owner_id = await connection.fetchval(
-            "SELECT owner_id FROM accounts WHERE id = $1", account_id
-        )
-    return bool(owner_id == user_id)
-
-
 async def read_snapshot(pool: Pool, account_id: UUID) -> tuple[Place, dict[str, Any]]:
     """The account's state and the place in its stream that it is the state of.
 

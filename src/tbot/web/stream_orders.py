@@ -21,11 +21,12 @@ from prometheus_client import Counter, Gauge
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response
 
-from tbot.auth.flow import Principal
+from tbot.auth.principal import Peer, Principal
 from tbot.auth.scopes import Scope
 from tbot.core.errors import InvalidToken
 from tbot.core.ids import random_hex
 from tbot.journal.commands import Actor
+from tbot.ledger.members import Access
 from tbot.orders import flow
 from tbot.web.answers import json_answer
 from tbot.web.deps import Deps
@@ -206,6 +207,8 @@ class OrderLine:
         principal.require(Scope.ORDERS_WRITE)
         if principal.expires_at_s <= time.time():
             raise InvalidToken("the token has expired")
+        if principal.key is not None:
+            return  # a revoked key ends the connection: `Streams` is woken by it
         sessions = self._desk.deps.auth.sessions
         if not await sessions.lives(principal.session_id, principal.user_id):
             self._session.end_session()
@@ -222,13 +225,7 @@ class OrderLine:
         """Do one thing; every fault gets an answer."""
         request_id = self._request_id()
         structlog.contextvars.bind_contextvars(request_id=request_id)  # of this task alone
-        actor = Actor(
-            kind="user",
-            user_id=principal.user_id,
-            session=str(principal.session_id),
-            address=self._session.address or None,
-            request=request_id,
-        )
+        actor = principal.actor(Peer(self._session.address or None, request=request_id))
         try:
             await self._check(principal)
             response = await do(item, principal, actor, key)
@@ -243,7 +240,7 @@ class OrderLine:
         deps = self._desk.deps
         body: NewOrder = _checked(_new_order, item)
         wanted = order_request(body)
-        await own_account(deps, principal, body.account_id)
+        await own_account(deps, principal, body.account_id, need=Access.TRADE)
         once = None
         if key is not None:
             once = once_of(
@@ -282,7 +279,7 @@ class OrderLine:
         symbol = item.get("symbol")
         if symbol is not None:
             symbol = _checked(_symbol, symbol, "symbol")
-        await own_account(deps, principal, account_id)
+        await own_account(deps, principal, account_id, need=Access.TRADE)
         ids = await flow.cancel_all(deps.orders, actor, account_id, symbol)
         return json_answer({"requested": len(ids), "orders": ids}, 202)
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import structlog
 from prometheus_client import Counter
@@ -210,6 +211,19 @@ class Session:
         why = "the login session is over"
         self.subscriber.close(CLOSE_SESSION_OVER, why, problem("session_over", why))
 
+    def listens_to(self) -> list[UUID]:
+        """The accounts whose private streams it has."""
+        return [stream.account_id for stream in (self._private or {}).values()]
+
+    def end_account(self, account_id: UUID) -> None:
+        """The account is not the user's to read any more: its stream ends, the others go on."""
+        for number, stream in list((self._private or {}).items()):
+            if stream.account_id == account_id and self._private is not None:
+                del self._private[number]
+                self._end(stream)
+                why = "the account is not shared with you any more"
+                self.subscriber.tell({**problem("access_ended", why), "ch": number})
+
     # Carrying out, in order
 
     async def _work(self) -> None:
@@ -293,7 +307,7 @@ class Session:
             return await tickets.redeem(self._streams.auth, ticket)
         if not isinstance(token, str) or len(token) > TOKEN_BYTES_MAX:
             raise AuthError("token must be an access token")
-        return await auth_flow.authenticate(self._streams.auth, token)
+        return await auth_flow.authenticate(self._streams.auth, token, self.address)
 
     def enter(self, principal: Principal, message: dict[str, Any]) -> None:
         """Log in, or go on with a fresh token; answered with `authed`, or closed.

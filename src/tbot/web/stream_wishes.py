@@ -10,7 +10,8 @@ from tbot.journal.chain import HASH_PREFIX_DIGITS
 from tbot.market.channels import CHANNELS, EVERY, Channel, Denied, wanted
 from tbot.market.subscribers import Subscriber
 from tbot.market.topics import Frame, Topic
-from tbot.web.stream_account import PrivateStream, owns, read_snapshot, snapshot_frame
+from tbot.web.ownership import may_listen
+from tbot.web.stream_account import PrivateStream, read_snapshot, snapshot_frame
 from tbot.web.stream_words import FULL, denial_of, is_wish, resume_of, uuid_of
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Wishes:
             return denial_of(Denied("bad_parameter", f"no such parameter: {unknown[0]:.40}")), None
         account_id = uuid_of(request.get("account_id"))
         pool, journal = self._streams.pool, self._streams.journal
-        if account_id is None or not await owns(pool, self._principal.user_id, account_id):
+        if account_id is None or not await may_listen(pool, self._principal, account_id):
             return denial_of(Denied("not_found", "no such account, or it is not yours")), None
         mine = self._private.values()
         if full and not any(one.account_id == account_id for one in mine):

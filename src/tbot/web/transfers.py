@@ -19,6 +19,7 @@ from tbot.journal.commands import Actor
 from tbot.journal.once import Kept
 from tbot.ledger import transfers_flow as flow
 from tbot.ledger import transfers_store as store
+from tbot.ledger.members import Access
 from tbot.ledger.transfers import Transfer, TransferState
 from tbot.web.answers import json_answer
 from tbot.web.dependencies import (
@@ -276,7 +277,7 @@ async def list_transfers(
 )
 async def get_transfer(parts: Parts, principal: AccountReader, transfer_id: Id) -> Response:
     """Get a transfer out of or into an account of yours."""
-    await own_transfer(parts, principal, transfer_id)
+    await own_transfer(parts, principal, transfer_id, need=Access.READ)
     async with parts.pool.acquire() as connection:
         return _one(await store.get_transfer(connection, transfer_id))
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from tbot.auth.flow import Principal
 from tbot.core import clock
+from tbot.core.errors import InsufficientAccess
 from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.db.pool import transaction
@@ -216,7 +217,10 @@ async def create_webhook(
     Entries come in order, each at least once, signed as Standard Webhooks has it with the secret
     in this answer.
     """
-    await own_account(parts, principal, body.account_id)
+    facts = await own_account(parts, principal, body.account_id)
+    if facts.owner_id != principal.user_id:
+        # It would go on delivering after a member's role was taken away.
+        raise InsufficientAccess("owner, by having opened it")
     url = _checked(parts, body.url)
     once = await keyed(request, parts, principal, body.account_id, _created)
     return respond(await _create(parts, principal, body, url, once), _created)

@@ -10,6 +10,11 @@ import pytest
 APPEND_ONLY = ("journal", "fills", "marks", "switch_changes")
 # Tables of which rows go for good in the course of things; all others only ever grow or change.
 CLEANED = {
+    "account_members",
+    "login_failures",
+    "mfa_challenges",
+    "recovery_codes",
+    "totp_factors",
     "idempotency_keys",
     "leases",
     "refresh_tokens",

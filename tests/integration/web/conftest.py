@@ -239,8 +239,10 @@ class Site:
         await users.create_user(self.pool, self.auth.passwords, username, PASSWORD, role)
 
     async def journal_size(self) -> int:
-        """How many entries there are, of all accounts: what a refused request must not change."""
-        size: int = await self.pool.fetchval("SELECT count(*) FROM journal")
+        """How many entries accounts have: what a refused request must not change."""
+        size: int = await self.pool.fetchval(
+            "SELECT count(*) FROM journal WHERE kind NOT LIKE 'security.%'"
+        )
         return size
 
 

@@ -12,10 +12,12 @@ from tbot.web.routes import required_scopes
 
 PUBLIC = {
     ("POST", "/v1/token"),
+    ("POST", "/v1/token/mfa"),
     ("POST", "/v1/token/refresh"),
     ("POST", "/v1/token/revoke"),
     ("POST", "/v1/callbacks/{provider}"),
     ("GET", "/v1/events"),  # by token or ticket: see test_events
+    ("GET", "/.well-known/jwks.json"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -26,7 +28,11 @@ PUBLIC = {
     ("GET", "/docs/favicon-32x32.png"),
     ("GET", "/openapi.json"),
 }
-NO_SCOPE = {("GET", "/v1/me"), ("POST", "/v1/stream/tickets")}
+NO_SCOPE = {
+    ("GET", "/v1/me"),
+    ("POST", "/v1/stream/tickets"),
+    ("POST", "/v1/token/step-up"),
+}
 SHARED = {"symbol"}
 """Path parameters that name what everybody may see."""
 EVERYBODYS = {Scope.ADMIN, Scope.PAYMENTS_APPROVE}
@@ -38,6 +44,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/transfers/{transfer_id}/post"): {},
     ("PATCH", "/v1/webhooks/{webhook_id}"): {"enabled": False},
     ("POST", "/v1/webhooks/{webhook_id}/replay"): {"from_sequence": 1},
+    ("PUT", "/v1/accounts/{account_id}/members/{user_id}"): {"role": "viewer"},
 }
 """Of routes that need a body to get as far as the ids in their paths."""
 
@@ -123,6 +130,10 @@ async def test_somebody_elses_things_are_404_on_every_route(site: Any, problem: 
         }
         theirs = {name: answer.json()["id"] for name, answer in made.items()}
         theirs |= {"account_id": account["id"], "order_id": placed["id"]}
+        key = await ann.post("/v1/api-keys", json={"name": "k", "scopes": ["market:read"]})
+        theirs["key_id"] = key.json()["id"]
+        theirs["session_id"] = (await ann.get("/v1/sessions")).json()["items"][0]["id"]
+        theirs["user_id"] = (await ann.get("/v1/me")).json()["id"]
         missing = {name: uuid4() for name in theirs}
         entries = "SELECT count(*) FROM journal WHERE account_id = ANY($1::uuid[])"
         anns = [account["id"], cash["id"], other_cash["id"]]

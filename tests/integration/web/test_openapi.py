@@ -48,7 +48,14 @@ def test_security_is_what_the_routes_check(site: Any) -> None:
     assert flow["scopes"] == {scope.value: scope.doc for scope in Scope}
     for route, operation in operations(site):
         scopes = required_scopes(route)
-        expected = None if scopes is None else [{"password": list(scopes)}]
+        expected = (
+            None
+            if scopes is None
+            else [
+                {"password": list(scopes)},
+                {"api_key": list(scopes)},
+            ]
+        )
         assert operation.get("security") == expected, route.path
 
 
@@ -92,7 +99,8 @@ def test_amounts_are_strings_everywhere(site: Any) -> None:
     """No JSON number but counts, sequences, scales and the like."""
     counts = {
         "attempts", "base_scale", "expires_in", "expires_in_s", "first_trade_id",
-        "from_sequence", "head", "last_trade_id", "max_open_orders", "quote_scale", "requested", "seq",
+        "from_sequence", "head", "last_trade_id", "max_open_orders", "quote_scale",
+        "recovery_codes_left", "requested", "seq",
         "sequence", "status", "trade_id", "trades", "update_id",
     }  # fmt: skip
     for schema in site.app.openapi()["components"]["schemas"].values():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import tempfile
+import time
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,20 +15,24 @@ from uuid import UUID
 
 import httpx
 
+from tbot.auth import factors
 from tbot.auth import flow as auth_flow
 from tbot.auth import store as auth_store
-from tbot.auth import users
+from tbot.auth import throttle, totp, users
+from tbot.auth.flow import Principal
+from tbot.auth.scopes import Role
+from tbot.auth.state import touch
 from tbot.core import clock
 from tbot.core.bus import Bus
 from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
-from tbot.core.settings import StreamSettings
+from tbot.core.settings import AuthSettings, StreamSettings
 from tbot.gateway import gateway
 from tbot.journal import once
 from tbot.journal.batch import Batch, Committed
 from tbot.journal.commands import SYSTEM
 from tbot.journal.cursors import Journal, Place
-from tbot.ledger import marks, payments_store
+from tbot.ledger import marks, members_store, payments_store
 from tbot.ledger import store as ledger_store
 from tbot.ledger import transfers_flow, transfers_store, webhooks
 from tbot.ledger.assets import save_assets
@@ -37,7 +43,7 @@ from tbot.ledger.transfers import NewTransfer
 from tbot.market import candle_store
 from tbot.market.candles import Candle, Interval
 from tbot.orders import store as orders_store
-from tbot.web import stream_account
+from tbot.web import ownership, stream_account
 
 
 async def trade(site: Any, client: Any) -> dict[str, Any]:
@@ -195,12 +201,16 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
             json={"username": "carl", "password": "correct horse battery staple", "role": "trader"},
             headers={"Idempotency-Key": '"a-new-user"'},
         )
+        await show_who_one_is(site, client, account)
     account_id = UUID(account["id"])
     grant = await auth_flow.login(site.auth, "bob", "correct horse battery staple")
     grant = await auth_flow.refresh(site.auth, grant.refresh_token)
     await auth_flow.revoke(site.auth, grant.refresh_token)
     await users.set_password(site.pool, site.auth.passwords, "bob", "another battery staple")
     await users.set_active(site.pool, "bob", False)
+    await users.set_role(site.pool, "bob", Role.VIEWER)
+    await users.reset_factor(site.pool, "bob")
+    await users.log_out(site.pool, "bob")
     async with site.pool.acquire() as connection:
         await ask_stores(connection, account_id)
     await save_assets(site.pool, {"USDT": 8})
@@ -224,6 +234,70 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
     return account
 
 
+async def show_who_one_is(site: Any, client: Any, account: dict[str, Any]) -> None:
+    """Sessions, keys, second factors and sharing: what users do about themselves."""
+    made = [
+        await client.post("/v1/api-keys", json={"name": name, "scopes": ["account:read"]})
+        for name in ("one", "two")
+    ]
+    bob = await site.pool.fetchval("SELECT id FROM users WHERE username = 'bob'")
+    members = f"/v1/accounts/{account['id']}/members"
+    for role in ("viewer", "trader"):
+        assert (await client.put(f"{members}/{bob}", json={"role": role})).status_code == 200
+    async with site.client("bob") as other:
+        for path in (f"/v1/accounts/{account['id']}", "/v1/accounts?shared=true", members):
+            assert (await other.get(path)).status_code == 200
+        assert (await other.delete(f"{members}/{bob}")).status_code == 204
+    assert (await client.put(f"{members}/{bob}", json={"role": "owner"})).status_code == 200
+    async with site.client() as program:
+        program.headers["X-API-Key"] = made[0].json()["key"]
+        assert (await program.get("/v1/me")).status_code == 200
+    proof = {"password": "correct horse battery staple"}
+    assert (await client.post("/v1/token/step-up", json=proof)).status_code == 200
+    path = f"/v1/api-keys/{made[1].json()['id']}"
+    assert (await client.get(path)).status_code == 200
+    assert (await client.delete(path)).status_code == 204
+    await site.user("fay")
+    async with site.client("fay") as fay:
+        await show_a_second_factor(site, fay)
+    # Somebody's factor goes, so that the table keeps another's.
+    async with site.client("root") as root:
+        begun = (await root.post("/v1/me/totp")).json()
+        code = totp.code_at(base64.b32decode(begun["secret"]), int(time.time()) // 30)
+        assert (await root.post("/v1/me/totp/confirm", json={"code": code})).status_code == 200
+        assert (await root.delete("/v1/me/totp")).status_code == 204
+        await root.post("/v1/api-keys", json={"name": "k", "scopes": ["admin"]})
+        body = {"new_password": "another staple battery", "revoke_keys": True}
+        body["current_password"] = "correct horse battery staple"
+        assert (await root.post("/v1/me/password", json=body)).status_code == 200
+
+
+async def show_a_second_factor(site: Any, client: Any) -> None:
+    """Logins in two steps, steps up, and the sessions of it all."""
+    begun = (await client.post("/v1/me/totp")).json()
+    secret = base64.b32decode(begun["secret"])
+    step = int(time.time()) // 30
+    codes = [totp.code_at(secret, step + n) for n in (-1, 0, 1)]
+    first = await client.post("/v1/me/totp/confirm", json={"code": codes[0]})
+    recovery = first.json()["recovery_codes"]
+    form = {"username": "fay", "password": "correct horse battery staple"}
+    for code in (codes[1], "000000", recovery[0]):
+        waiting = (await client.post("/v1/token", data=form)).json()["mfa_token"]
+        await client.post("/v1/token/mfa", json={"mfa_token": waiting, "code": code})
+    await client.post("/v1/token", data={**form, "password": "wrong"})
+    assert (await client.post("/v1/token/step-up", json={"code": codes[2]})).status_code == 200
+    assert (await client.post("/v1/me/totp/recovery-codes")).status_code == 200
+    for path in ("/v1/sessions?limit=1", "/v1/me/totp", "/v1/api-keys", "/v1/me/security-events"):
+        assert (await client.get(path)).status_code == 200
+    listed = (await client.get("/v1/sessions")).json()["items"]
+    ended = next(one["id"] for one in listed if not one["current"])
+    for path in (f"/v1/sessions/{ended}", "/v1/sessions?keep_current=true"):
+        assert (await client.delete(path)).status_code == 204
+    await touch(site.auth)
+    await client.post("/v1/token", data=form)  # one that waits
+    assert (await client.post("/v1/token/step-up", json={"code": recovery[1]})).status_code == 401
+
+
 async def ask_stores(connection: Any, account_id: UUID) -> None:
     """What no request asks: the gateway's, the sweepers' and the dispatchers' questions."""
     now = clock.utc_now()
@@ -234,6 +308,8 @@ async def ask_stores(connection: Any, account_id: UUID) -> None:
     await ledger_store.list_accounts(connection, None, account_id, 10)
     await marks.balances_after(connection, account_id, 3)
     await auth_store.sweep_sessions(connection, 60)
+    await factors.sweep_challenges(connection)
+    await throttle.sweep(connection, AuthSettings())
     await auth_store.living_sessions(connection, [account_id])
     await auth_store.delete_retired_keys(connection)
     await once.clean(connection, now - timedelta(days=3), 100)
@@ -287,7 +363,10 @@ async def look_for_unsettled(site: Any) -> None:
 async def ask_streams(site: Any, account_id: UUID) -> None:
     """What private streams ask."""
     owner = await site.pool.fetchval("SELECT owner_id FROM accounts WHERE id = $1", account_id)
-    assert await stream_account.owns(site.pool, owner, account_id)
+    principal = Principal(owner, owner, frozenset(), 0)
+    assert await ownership.may_listen(site.pool, principal, account_id)
+    async with site.pool.acquire() as connection:
+        assert await members_store.still_members(connection, [(account_id, owner)])
     place, _ = await stream_account.read_snapshot(site.pool, account_id)
     journal = Journal(site.pool, Bus(), StreamSettings())
     assert await journal.find(account_id, place.seq, place.prefix)

@@ -16,6 +16,8 @@ from uuid import UUID
 
 from fastapi.routing import APIRoute
 
+from tbot.auth import events
+from tbot.auth import store as auth_store
 from tbot.auth import users
 from tbot.core import clock
 from tbot.core.ids import new_id
@@ -208,6 +210,22 @@ async def dead_letters(site: Any, client: Any, _: str) -> str:
     return await deliveries_of(site, client, "dead") + "/dead-letters"
 
 
+async def sessions(site: Any, client: Any, _: str) -> str:
+    user_id = UUID((await client.get("/v1/me")).json()["id"])
+    async with site.pool.acquire() as connection:
+        for _ in range(ITEMS):
+            await auth_store.insert_session(connection, new_id(), user_id, "", 3600)
+    return "/v1/sessions"
+
+
+async def security_events(site: Any, client: Any, _: str) -> str:
+    user_id = UUID((await client.get("/v1/me")).json()["id"])
+    async with auth_store.transaction(site.pool) as connection:
+        for _ in range(ITEMS):
+            await events.record(connection, user_id, events.LOGIN, SYSTEM)
+    return "/v1/me/security-events"
+
+
 CASES: dict[str, Fill] = {
     "/v1/instruments/{symbol}/candles": candles,
     "/v1/accounts": accounts,
@@ -215,9 +233,11 @@ CASES: dict[str, Fill] = {
     "/v1/accounts/{account_id}/journal": journal,
     "/v1/accounts/{account_id}/statement": statement,
     "/v1/ledger/counters": counters,
+    "/v1/me/security-events": security_events,
     "/v1/orders": orders,
     "/v1/payments": payments,
     "/v1/payments/approvals": approvals,
+    "/v1/sessions": sessions,
     "/v1/transfers": transfers,
     "/v1/users": all_users,
     "/v1/webhooks": all_webhooks,

@@ -1,0 +1,127 @@
+"""What a process needs to know who is asking: its keys, its caches, and their upkeep."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from tbot.auth import api_keys, factors, session_store, store, throttle
+from tbot.auth.api_keys import ApiKeys
+from tbot.auth.keys import Keys
+from tbot.auth.passwords import Passwords
+from tbot.auth.sessions import TOPIC, Sessions
+from tbot.auth.tokens import AccessClaims
+from tbot.core.bus import Bus, wait_for_wake
+from tbot.core.errors import TBotError
+from tbot.core.settings import AuthSettings
+from tbot.core.tasks import Tasks
+from tbot.db.pool import DATABASE_FAULTS
+
+_log = structlog.get_logger(__name__)
+
+_SESSIONS_KEPT_S: Final = 86_400
+
+
+@dataclass(slots=True)
+class Auth:
+    """The state of authentication in one process.
+
+    Attributes:
+        clock: Wall time in seconds since the epoch; tests replace it.
+        verified: Tokens whose signature and claims were found good, by the whole token: each use
+            still checks expiry, key and session. Bounded; the oldest goes first.
+        used: When sessions were last used (seconds since the epoch), since that was last written
+            down; a bounded number of them.
+    """
+
+    pool: store.Pool
+    settings: AuthSettings
+    passwords: Passwords
+    keys: Keys
+    sessions: Sessions
+    api_keys: ApiKeys
+    bus: Bus
+    clock: Callable[[], float] = time.time
+    verified: OrderedDict[str, AccessClaims] = field(default_factory=OrderedDict)
+    used: dict[UUID, float] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def opened(
+    pool: store.Pool,
+    settings: AuthSettings,
+    bus: Bus | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Auth]:
+    """Authentication that is ready: keys are read (or made), and kept up to date until the end.
+
+    Args:
+        pool: To a migrated database.
+        bus: Tells of sessions that ended in other processes.
+    """
+    tasks = Tasks("auth")
+    passwords = Passwords(settings)
+    keys = Keys(pool, settings, clock)
+    sessions = Sessions(pool, settings.session_cache_s, settings.sessions_cached_max, tasks)
+    known = ApiKeys(pool, settings.session_cache_s, settings.keys_cached_max, tasks)
+    auth = Auth(pool, settings, passwords, keys, sessions, known, bus or Bus(), clock)
+    try:
+        await keys.load()
+        tasks.start(_keep(auth), name="keep")
+        tasks.start(_forget_when_woken(auth), name="forget")
+        yield auth
+    finally:
+        await tasks.stop()
+        passwords.close()
+
+
+async def _keep(auth: Auth) -> None:
+    """Follow key rotation and sweep old sessions, for ever."""
+    while True:
+        await asyncio.sleep(auth.settings.keys_reload_s)
+        try:
+            await auth.keys.load()
+            await touch(auth)
+            async with store.transaction(auth.pool) as connection:
+                await store.sweep_sessions(connection, _SESSIONS_KEPT_S)
+                await factors.sweep_challenges(connection)
+                await throttle.sweep(connection, auth.settings)
+        except (*DATABASE_FAULTS, TBotError) as error:
+            # The keys at hand go on serving; the next round tries again.
+            _log.warning("auth_upkeep_failed", error=repr(error))
+
+
+async def touch(auth: Auth) -> None:
+    """Write down which sessions and keys were used since the last time, and when."""
+    used, auth.used = auth.used, {}
+    keys_used, auth.api_keys.used = auth.api_keys.used, {}
+    if not used and not keys_used:
+        return
+    async with store.transaction(auth.pool) as connection:
+        if used:
+            await session_store.touch(connection, used)
+        if keys_used:
+            await api_keys.touch(connection, keys_used)
+
+
+async def _forget_when_woken(auth: Auth) -> None:
+    with auth.bus.listening(TOPIC) as event:
+        while True:
+            if await wait_for_wake(event, timeout_s=60.0):
+                auth.sessions.forget()
+                auth.api_keys.forget()
+
+
+def sessions_ended(auth: Auth) -> None:
+    """Forget which sessions and keys live, here and (through the bus) in other processes."""
+    auth.sessions.forget()
+    auth.api_keys.forget()
+    auth.bus.wake([TOPIC])
