@@ -37,7 +37,7 @@ from tbot.core.errors import (
     Unavailable,
 )
 from tbot.core.ids import new_id
-from tbot.core.settings import PaymentSettings
+from tbot.core.payment_settings import PaymentSettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.commands import Accepted, Actor

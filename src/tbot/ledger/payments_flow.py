@@ -15,8 +15,8 @@ from prometheus_client import Counter
 
 from tbot.core.errors import NotFound
 from tbot.core.ids import new_id
+from tbot.core.payment_settings import PaymentSettings
 from tbot.core.refusals import Reason, Refused
-from tbot.core.settings import PaymentSettings
 from tbot.journal.commands import Accepted, Actor
 from tbot.journal.committer import Committer
 from tbot.journal.once import Kept, Once

@@ -31,7 +31,7 @@ from tbot.core.errors import (
     ProviderNotSent,
     ProviderRefused,
 )
-from tbot.core.settings import SimulatedProviderSettings
+from tbot.core.payment_settings import SimulatedProviderSettings
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.ledger import signatures
 from tbot.ledger.provider import Order, Report, Said

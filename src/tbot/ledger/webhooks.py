@@ -18,8 +18,8 @@ from uuid import UUID
 import asyncpg
 
 from tbot.core.errors import NotFound
+from tbot.core.payment_settings import WebhookSettings
 from tbot.core.refusals import Reason, Refused
-from tbot.core.settings import WebhookSettings
 from tbot.journal import chain
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]

@@ -26,7 +26,7 @@ from prometheus_client import Counter, Gauge
 from tbot.core import clock
 from tbot.core.bus import Bus, wait_for_wake
 from tbot.core.errors import IntegrityError
-from tbot.core.settings import WebhookSettings
+from tbot.core.payment_settings import WebhookSettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.cursors import Journal, Place, Recorded
