@@ -14,7 +14,11 @@ from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tbot.core.money import MoneyText
-from tbot.core.payment_settings import PaymentSettings, WebhookSettings
+from tbot.core.payment_settings import (
+    PaymentSettings,
+    SimulatedProviderSettings,
+    WebhookSettings,
+)
 
 Role = Literal["api", "gateway", "market"]
 
