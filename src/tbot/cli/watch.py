@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -220,7 +219,7 @@ class Watcher:
         size = (0, 0)
         while True:
             self._changed.clear()
-            now = shutil.get_terminal_size()
+            now = os.get_terminal_size(sys.stdout.fileno())
             rows = screen(self.view, now.columns, now.lines, colour="NO_COLOR" not in os.environ)
             clear = "\x1b[2J" if now != size else ""
             size = now

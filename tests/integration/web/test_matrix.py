@@ -70,7 +70,7 @@ ONESELF = {
     "POST /v1/token/step-up", "GET /v1/sessions", "DELETE /v1/sessions", "POST /v1/me/password",
     "GET /v1/me/security-events", "POST /v1/api-keys", "GET /v1/api-keys", "GET /v1/me/totp",
     "POST /v1/me/totp", "POST /v1/me/totp/confirm", "POST /v1/me/totp/recovery-codes",
-    "DELETE /v1/me/totp",
+    "DELETE /v1/me/totp", "POST /v1/stream/tickets",
 }  # fmt: skip
 """What names nothing: it is about who asks."""
 ADMINISTRATION = {

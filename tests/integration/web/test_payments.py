@@ -124,7 +124,7 @@ async def test_a_nasty_provider_pays_everything_once(
         account = await site.cash(client)
         # What the account starts with is a deposit that the provider knows nothing of.
         await dispatch(site, database_url)
-        for _ in range(10):
+        for _ in range(30):
             assert (await ask(client, "deposit", account, "100")).status_code == 201
         deposits = await settled(client, account, eventually)
         assert {d["state"] for d in deposits} == {"succeeded", "failed"}

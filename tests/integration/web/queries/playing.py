@@ -18,7 +18,7 @@ import httpx
 from tbot.auth import factors
 from tbot.auth import flow as auth_flow
 from tbot.auth import store as auth_store
-from tbot.auth import throttle, totp, users
+from tbot.auth import throttle, tickets, totp, users
 from tbot.auth.flow import Principal
 from tbot.auth.scopes import Role
 from tbot.auth.state import touch
@@ -193,6 +193,10 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
         account = await trade(site, client)
         await move_cash(site, client)
         await play_the_bank(site)
+        shown, _kept = [
+            (await client.post("/v1/stream/tickets", json={})).json()["ticket"] for _ in range(2)
+        ]
+        await tickets.redeem(site.auth, shown)
         await root.get("/v1/users?limit=1")
         await root.get("/v1/ledger/counters")
         await root.get(f"/v1/users/{account['id']}")
