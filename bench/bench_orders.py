@@ -202,8 +202,11 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
         figures = {}
         if options.gateway != "only":
             figures = await gateway_off(dsn, server.dsn("superuser"), options)
-        if options.gateway != "off":
-            figures |= await gateway_on(dsn, options)
+    if options.gateway != "off":
+        # On a database of its own: a gateway would first ask the venue for every order that the
+        # other part left unsent.
+        async with place.database() as server:
+            figures |= await gateway_on(server.dsn("app"), options)
     return figures
 
 

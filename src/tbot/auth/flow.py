@@ -26,6 +26,7 @@ from tbot.core.errors import (
     TooManyAttempts,
 )
 from tbot.core.ids import new_id
+from tbot.db.pool import transaction
 
 __all__ = ["NOWHERE", "Auth", "Grant", "Peer", "Principal", "authenticate", "login", "opened"]
 
@@ -68,7 +69,7 @@ async def login(
         await note_failure(auth, named, user.id if user is not None else None, peer)
         raise InvalidCredentials("user or password is wrong")
     method = "password"
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         if await session_store.password_hash(connection, user.id) != stored:
             raise InvalidCredentials("user or password is wrong")
         if enrolled and code is None:
@@ -171,7 +172,7 @@ async def _who(
 
 async def note_failure(auth: Auth, named: throttle.Names, user_id: UUID | None, peer: Peer) -> None:
     """Count a wrong password."""
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         await count_failure(auth, connection, named, user_id, peer, events.LOGIN_FAILED)
 
 
@@ -243,7 +244,7 @@ async def refresh(auth: Auth, refresh_token: str, peer: Peer = NOWHERE) -> Grant
     new_hash = tokens.refresh_hash(replacement)
     assert new_hash is not None
     reused = False
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         session_id = await store.session_of_refresh_token(connection, old_hash)
         session = (
             await store.lock_session(connection, session_id) if session_id is not None else None
@@ -283,7 +284,7 @@ async def revoke(auth: Auth, refresh_token: str, peer: Peer = NOWHERE) -> None:
     token_hash = tokens.refresh_hash(refresh_token)
     if token_hash is None:
         return
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         session_id = await store.session_of_refresh_token(connection, token_hash)
         session = (
             await store.lock_session(connection, session_id) if session_id is not None else None
@@ -356,7 +357,7 @@ async def _authenticate_key(auth: Auth, key: str, address: str | None, now_s: fl
 async def _new_address(auth: Auth, facts: KeyFacts, address: str | None, allowed: bool) -> None:
     """Tell the owner of a key that it was used from an address for the first time."""
     where = address or "-"
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         if await api_keys.note_address(connection, facts.id, where, allowed):
             kind = events.KEY_NEW_ADDRESS if allowed else events.KEY_REFUSED
             actor = events.stranger(Peer(address))

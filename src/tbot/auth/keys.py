@@ -20,6 +20,7 @@ from tbot.auth import store
 from tbot.auth.tokens import CLOCK_SKEW_S, KeyRing, SigningKey
 from tbot.core.clock import boot_s
 from tbot.core.settings import AuthSettings
+from tbot.db.pool import transaction
 
 _log = structlog.get_logger(__name__)
 
@@ -48,7 +49,7 @@ class Keys:
 
     async def load(self) -> None:
         """Read the keys, and make the next one when it is due. Called at start and periodically."""
-        async with store.transaction(self._pool) as connection:
+        async with transaction(self._pool) as connection:
             ring = await self._read(connection)
             if self._next_is_due(ring):
                 await store.lock_keys(connection)
@@ -77,7 +78,7 @@ class Keys:
 
         Other processes follow within `keys_reload_s`.
         """
-        async with store.transaction(self._pool) as connection:
+        async with transaction(self._pool) as connection:
             await store.lock_keys(connection)
             await store.retire_signing_keys(connection)
         await self.load()

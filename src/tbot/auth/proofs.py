@@ -33,6 +33,7 @@ from tbot.core.errors import (
     StepUpRequired,
     TooManyAttempts,
 )
+from tbot.db.pool import transaction
 
 _log = structlog.get_logger(__name__)
 
@@ -57,7 +58,7 @@ async def finish_login(auth: Auth, mfa_token: str, code: str, peer: Peer) -> Gra
     over = InvalidToken("this login is over: begin again")
     if token_hash is None:
         raise over
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         waiting = await factors.challenge_of(connection, token_hash)
         if waiting is None:
             raise over
@@ -99,7 +100,7 @@ async def step_up(
     if password is None:
         raise StepUpRequired("password", settings.step_up_s)
     await _check_password(auth, principal, peer, password)
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         await session_store.mark_password(connection, principal.session_id)
     return "password"
 
@@ -144,7 +145,7 @@ async def _proofs(auth: Auth, principal: Principal) -> session_store.Proofs:
 
 
 async def _show_code(auth: Auth, principal: Principal, peer: Peer, code: str) -> None:
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         used = await try_code(auth, connection, principal.user_id, peer, code)
         if used is not None:
             await session_store.mark_factor(connection, principal.session_id)
@@ -212,7 +213,7 @@ async def change_password(
     if broken is not None:
         raise InvalidUser("new_password", broken)
     hashed = await auth.passwords.hash(new)
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         stored = await session_store.lock_user(connection, user.id)
         living = await store.session_lives(connection, principal.session_id, user.id)
         if stored is None or not living or (expected is not None and stored != expected):
@@ -250,7 +251,7 @@ async def begin_enrolment(auth: Auth, principal: Principal) -> Enrolment:
     """
     await require_fresh(auth, principal)
     secret = totp.new_secret()
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         user = await store.user_by_id(connection, principal.user_id)
         if user is None or not await factors.begin(connection, user.id, secret):
             raise Conflict("factor_exists", "there is a second factor already: remove it first")
@@ -270,7 +271,7 @@ async def confirm_enrolment(auth: Auth, principal: Principal, peer: Peer, code: 
     """
     await require_fresh(auth, principal)
     user_id = principal.user_id
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         await factors.lock(connection, user_id)
         await may_try_factor(auth, connection, user_id, peer, code)
         confirmed = await factors.confirm(connection, user_id, code, auth.clock())
@@ -298,7 +299,7 @@ async def new_recovery_codes(auth: Auth, principal: Principal, peer: Peer) -> li
     """
     await require_fresh(auth, principal)
     user_id = principal.user_id
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         if not await factors.enrolled(connection, user_id):
             raise Conflict("factor_not_begun", "there is no second factor")
         codes = await factors.replace_recovery_codes(connection, user_id)
@@ -314,7 +315,7 @@ async def remove_factor(auth: Auth, principal: Principal, peer: Peer) -> None:
     """
     await require_fresh(auth, principal)
     user_id = principal.user_id
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         if await factors.remove(connection, user_id):
             actor = principal.actor(peer)
             await events.record(connection, user_id, events.FACTOR_REMOVED, actor, factor="totp")

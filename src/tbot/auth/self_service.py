@@ -15,6 +15,7 @@ from tbot.auth.scopes import SCOPES_OF, Role, Scope
 from tbot.auth.state import Auth, sessions_ended
 from tbot.core.errors import Conflict, InsufficientScope, KeyNotAllowed, NotFound
 from tbot.core.ids import new_id
+from tbot.db.pool import transaction
 from tbot.journal.commands import Actor
 
 _log = structlog.get_logger(__name__)
@@ -42,7 +43,7 @@ async def end_session(auth: Auth, principal: Principal, peer: Peer, session_id: 
     """
     may_manage(auth, principal)
     user_id = principal.user_id
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         if not await session_store.end_own(connection, user_id, session_id, "revoked"):
             raise NotFound("no such session")
         told = str(session_id)
@@ -61,7 +62,7 @@ async def end_sessions(
     """
     may_manage(auth, principal)
     user_id = principal.user_id
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         if keep_this:
             ended = await session_store.end_others(
                 connection, user_id, principal.session_id, "logout_everywhere"
@@ -133,7 +134,7 @@ async def issue_key(
         InsufficientScope, Conflict, NotFound: See `create_key`.
     """
     key, key_id = api_keys.new_key(), new_id()
-    async with store.transaction(pool) as connection:
+    async with transaction(pool) as connection:
         # Locked, so that keys made at the same time are counted.
         if await session_store.lock_user(connection, owner_id) is None:
             raise NotFound("no such user")
@@ -173,7 +174,7 @@ async def revoke_key(
     if principal.session_id != key_id:
         may_manage(auth, principal)
     owner_id = owner_id or principal.user_id
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         name = await api_keys.revoke(connection, key_id, owner_id)
         if name is None:
             raise NotFound("no such key")

@@ -23,7 +23,7 @@ from tbot.core.bus import Bus, wait_for_wake
 from tbot.core.errors import TBotError
 from tbot.core.settings import AuthSettings
 from tbot.core.tasks import Tasks
-from tbot.db.pool import DATABASE_FAULTS
+from tbot.db.pool import DATABASE_FAULTS, transaction
 
 _log = structlog.get_logger(__name__)
 
@@ -90,7 +90,7 @@ async def _keep(auth: Auth) -> None:
         try:
             await auth.keys.load()
             await touch(auth)
-            async with store.transaction(auth.pool) as connection:
+            async with transaction(auth.pool) as connection:
                 await store.sweep_sessions(connection, _SESSIONS_KEPT_S)
                 await factors.sweep_challenges(connection)
                 await throttle.sweep(connection, auth.settings)
@@ -105,7 +105,7 @@ async def touch(auth: Auth) -> None:
     keys_used, auth.api_keys.used = auth.api_keys.used, {}
     if not used and not keys_used:
         return
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         if used:
             await session_store.touch(connection, used)
         if keys_used:

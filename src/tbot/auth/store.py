@@ -16,7 +16,6 @@ import asyncpg
 
 from tbot.auth.scopes import Role
 from tbot.core.ids import FIRST_ID
-from tbot.db.pool import transaction as transaction  # noqa: PLC0414 - part of this store
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 type Pool = asyncpg.Pool[Any]

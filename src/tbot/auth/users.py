@@ -15,6 +15,7 @@ from tbot.auth.store import User
 from tbot.core.errors import InvalidUser, NotFound, UserExists
 from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
+from tbot.db.pool import transaction
 from tbot.journal.commands import Actor, system
 from tbot.journal.once import Kept, Once, beside, keep
 
@@ -80,7 +81,7 @@ async def create_user(
     if broken is not None:
         raise InvalidUser("password", broken)
     password_hash = await passwords.hash(password)
-    async with store.transaction(pool) as connection:
+    async with transaction(pool) as connection:
         replay = None if once is None else await beside(connection, once)
         if replay is not None:
             return replay
@@ -140,7 +141,7 @@ async def set_password(
     if broken is not None:
         raise InvalidUser("password", broken)
     password_hash = await passwords.hash(password)
-    async with store.transaction(pool) as connection:
+    async with transaction(pool) as connection:
         user = await _named(connection, username)
         await store.set_password(connection, user.id, password_hash)
         await store.end_sessions_of(connection, user.id, "password_changed")
@@ -157,7 +158,7 @@ async def set_active(pool: store.Pool, username: str, active: bool, actor: Actor
         NotFound: No such user.
     """
     status = "active" if active else "disabled"
-    async with store.transaction(pool) as connection:
+    async with transaction(pool) as connection:
         user = await _named(connection, username)
         await store.set_status(connection, user.id, status)
         if not active:
@@ -174,7 +175,7 @@ async def set_role(pool: store.Pool, username: str, role: Role, actor: Actor = _
     Raises:
         NotFound: No such user.
     """
-    async with store.transaction(pool) as connection:
+    async with transaction(pool) as connection:
         user = await _named(connection, username)
         await connection.execute("UPDATE users SET role = $2 WHERE id = $1", user.id, role.value)
         await store.end_sessions_of(connection, user.id, "role_changed")
@@ -191,7 +192,7 @@ async def reset_factor(pool: store.Pool, username: str, actor: Actor = _TASK) ->
     Raises:
         NotFound: No such user.
     """
-    async with store.transaction(pool) as connection:
+    async with transaction(pool) as connection:
         user = await _named(connection, username)
         removed = await factors.remove(connection, user.id)
         await factors.drop_challenges(connection, user.id)
@@ -207,7 +208,7 @@ async def log_out(pool: store.Pool, username: str, actor: Actor = _TASK) -> int:
     Raises:
         NotFound: No such user.
     """
-    async with store.transaction(pool) as connection:
+    async with transaction(pool) as connection:
         user = await _named(connection, username)
         ended = await store.end_sessions_of(connection, user.id, "logged_out_by_operator")
         await events.record(connection, user.id, events.SESSIONS_ENDED, actor, sessions=ended)

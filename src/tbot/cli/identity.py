@@ -14,6 +14,7 @@ from tbot.cli.account import Username, database
 from tbot.cli.account import users as users  # noqa: PLC0414 - the commands that this adds to
 from tbot.cli.console import load_settings, out, run
 from tbot.cli.switches import operator
+from tbot.db.pool import transaction
 
 
 @users.command("role")
@@ -130,14 +131,14 @@ def keys(
     revoke: Annotated[str | None, typer.Option(help="Revoke the key of this name.")] = None,
 ) -> None:
     """A user's API keys, or revoke one."""
-    from tbot.auth import api_keys, events, store
+    from tbot.auth import api_keys, events
     from tbot.auth.users import user_named
     from tbot.core.errors import NotFound
 
     async def work() -> list[Any]:
         async with database() as (pool, _):
             user = await user_named(pool, username)
-            async with store.transaction(pool) as connection:
+            async with transaction(pool) as connection:
                 found = await api_keys.listed(connection, user.id)
                 named = [one for one in found if one.name == revoke]
                 if revoke is not None and not named:

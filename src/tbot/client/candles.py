@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from tbot.client.channels import Channel
-from tbot.client.http import Api
+from tbot.client.http import Api, save
 from tbot.client.models import Candle, MarketStatus
 from tbot.client.statements import FileFormat, Moment, moment_text
 
@@ -86,17 +86,9 @@ class Candles:
         Raises:
             Unavailable: As for `stream`; an older file of that name is left as it was.
         """
-        partial = target.with_name(target.name + ".part")
-        size_bytes = 0
-        try:
-            with partial.open("wb") as file:
-                chunks = self.stream(symbol, interval, begin=begin, end=end, format=format)
-                async for chunk in chunks:
-                    size_bytes += file.write(chunk)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return size_bytes
+        return await save(
+            self.stream(symbol, interval, begin=begin, end=end, format=format), target
+        )
 
     async def status(self, symbol: str) -> MarketStatus:
         """How a market is: heard or stale, its book, and what halts its orders."""

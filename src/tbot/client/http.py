@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -196,6 +197,23 @@ class Api:
                     OutcomeUnknown(why, key) if maybe_done and method != "GET" else Unavailable(why)
                 )
             await asyncio.sleep(delay_s)
+
+
+async def save(chunks: AsyncIterator[bytes], target: Path) -> int:
+    """Write what comes to a file, which appears when it is complete; its size in bytes.
+
+    When it breaks off, an older file of that name is left as it was.
+    """
+    partial = target.with_name(target.name + ".part")
+    size_bytes = 0
+    try:
+        with partial.open("wb") as file:
+            async for chunk in chunks:
+                size_bytes += file.write(chunk)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return size_bytes
 
 
 def error_of(response: httpx.Response) -> TBotError:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from tbot.client.http import Api
+from tbot.client.http import Api, save
 from tbot.client.models import Balance
 
 type Moment = datetime | str
@@ -160,16 +160,7 @@ class Statements:
         Raises:
             Unavailable: As for `stream`; an older file of that name is left as it was.
         """
-        partial = target.with_name(target.name + ".part")
-        size_bytes = 0
-        try:
-            with partial.open("wb") as file:
-                async for chunk in self.stream(account_id, begin=begin, end=end, format=format):
-                    size_bytes += file.write(chunk)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return size_bytes
+        return await save(self.stream(account_id, begin=begin, end=end, format=format), target)
 
 
 def _path(account_id: UUID | str) -> str:

@@ -25,6 +25,7 @@ from tbot.core.errors import (
     TooManyAttempts,
 )
 from tbot.core.settings import AuthSettings
+from tbot.db.pool import transaction
 
 PASSWORD = "correct horse battery staple"
 HOME = Peer("192.0.2.1")
@@ -56,7 +57,7 @@ async def auths(database_url: str) -> AsyncIterator[list[Auth]]:
 
 async def session(auth: Auth) -> tuple[Grant, Principal]:
     """A session of ann's without the price of a password hash."""
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         found = await store.user_by_name(connection, "ann")
         assert found is not None
         grant = await flow.begin_session(auth, connection, found[0], "", HOME, "password")
@@ -65,7 +66,7 @@ async def session(auth: Auth) -> tuple[Grant, Principal]:
 
 async def enrol(auth: Auth, principal: Principal) -> bytes:
     secret = totp.new_secret()
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         assert await factors.begin(connection, principal.user_id, secret)
         code = totp.code_at(secret, int(time.time()) // 30)
         assert await factors.confirm(connection, principal.user_id, code, time.time())
@@ -129,7 +130,7 @@ async def test_parallel_second_steps_of_one_login(auths: list[Auth], rounds: int
         token = tokens.new_mfa()
         digest = tokens.mfa_hash(token)
         assert digest is not None
-        async with store.transaction(auths[0].pool) as connection:
+        async with transaction(auths[0].pool) as connection:
             await factors.insert_challenge(connection, digest, principal.user_id, "", 60)
             spare = await factors.replace_recovery_codes(connection, principal.user_id)
         step = int(time.time()) // 30
@@ -153,7 +154,7 @@ async def test_parallel_recovery_codes(auths: list[Auth], rounds: int) -> None:
     codes: list[str] = []
     for number in range(rounds):
         if not codes:
-            async with store.transaction(auths[0].pool) as connection:
+            async with transaction(auths[0].pool) as connection:
                 codes = await factors.replace_recovery_codes(connection, principal.user_id)
         code = codes.pop()
         outcomes = await asyncio.gather(
@@ -297,7 +298,7 @@ async def test_codes_guessed_from_everywhere_leave_the_victim_two_ways_in(
 ) -> None:
     _, principal = await session(auths[0])
     secret = await enrol(auths[0], principal)
-    async with store.transaction(auths[0].pool) as connection:
+    async with transaction(auths[0].pool) as connection:
         spare = await factors.replace_recovery_codes(connection, principal.user_id)
     async with flow.opened(auths[0].pool, AuthSettings()) as strict:
 
@@ -327,7 +328,7 @@ async def test_what_is_not_needed_any_more_is_swept(auths: list[Auth]) -> None:
 
     auth = auths[0]
     named = throttle.names("password", "nobody", "192.0.2.9")
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         for _ in range(3):
             await throttle.failed(connection, auth.settings, named)
         assert await connection.fetchval("SELECT count(*) FROM login_failures") == 3

@@ -18,7 +18,7 @@ from tbot.core.bus import Bus
 from tbot.core.errors import InvalidCredentials, InvalidToken, UserExists
 from tbot.core.settings import AuthSettings
 from tbot.db.notify import NotifyBridge
-from tbot.db.pool import connect_listener
+from tbot.db.pool import connect_listener, transaction
 
 PASSWORD = "correct horse battery staple"
 ROUNDS = 1000 if os.environ.get("TBOT_NIGHTLY") else 25
@@ -325,7 +325,7 @@ async def test_expired_sessions_are_swept_with_their_tokens(auth: Auth) -> None:
     await auth.pool.execute(
         "UPDATE sessions SET expires_at = now() - interval '2 days' WHERE id = $1", old.session_id
     )
-    async with store.transaction(auth.pool) as connection:
+    async with transaction(auth.pool) as connection:
         assert await store.sweep_sessions(connection, kept_s=86_400) == 1
     rest = await auth.pool.fetch("SELECT session_id FROM refresh_tokens")
     assert [row["session_id"] for row in rest] == [kept.session_id]
@@ -353,7 +353,7 @@ async def test_the_first_administrator_is_made_once(auth: Auth) -> None:
 
 async def test_a_transaction_that_fails_leaves_nothing(auth: Auth) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with store.transaction(auth.pool) as connection:
+        async with transaction(auth.pool) as connection:
             await connection.execute("DELETE FROM refresh_tokens")
             await connection.execute("DELETE FROM sessions")
             raise ZeroDivisionError

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tbot.auth import self_service, session_store, store
+from tbot.auth import self_service, session_store
 from tbot.auth.flow import Peer, authenticate
 from tbot.auth.scopes import Role, Scope
 from tbot.auth.users import create_user
 from tbot.core.ids import new_id
+from tbot.db.pool import transaction
 from tbot.journal.commands import Actor
 from tbot.ledger.members import MemberRole, ShareAccount
 
@@ -91,5 +92,5 @@ async def test_attack_17_ending_a_session_closes_its_streams(stack: Any) -> None
     principal = await authenticate(stack.auth, stack.tokens["alice"])
     await self_service.end_session(stack.auth, principal, Peer(), principal.session_id)
     assert await client.closed() == 4003
-    async with store.transaction(stack.pool) as connection:
+    async with transaction(stack.pool) as connection:
         assert await session_store.listed(connection, principal.user_id, None, 10) == []

@@ -8,6 +8,7 @@ from tbot.auth import flow
 from tbot.auth.scopes import Role
 from tbot.auth.state import touch
 from tbot.boot import projections
+from tbot.db.pool import transaction
 from tbot.verify import verify
 
 PASSWORD = "correct horse battery staple"
@@ -159,11 +160,11 @@ async def test_many_events_still_verify(site: Any) -> None:
         user_id = (await ann.get("/v1/me")).json()["id"]
     from uuid import UUID
 
-    from tbot.auth import events, store
+    from tbot.auth import events
     from tbot.journal.commands import SYSTEM
 
     for _ in range(260):
-        async with store.transaction(site.pool) as connection:
+        async with transaction(site.pool) as connection:
             await events.record(connection, UUID(user_id), events.LOGIN, SYSTEM)
     verdict = await verify(_dsn(site), projections())
     assert verdict.sound, verdict.faults

@@ -21,6 +21,7 @@ from tbot.auth import store as auth_store
 from tbot.auth import users
 from tbot.core import clock
 from tbot.core.ids import new_id
+from tbot.db.pool import transaction
 from tbot.journal.commands import SYSTEM
 from tbot.ledger import webhooks
 from tbot.ledger.entries import Limits, OpenAccount
@@ -220,7 +221,7 @@ async def sessions(site: Any, client: Any, _: str) -> str:
 
 async def security_events(site: Any, client: Any, _: str) -> str:
     user_id = UUID((await client.get("/v1/me")).json()["id"])
-    async with auth_store.transaction(site.pool) as connection:
+    async with transaction(site.pool) as connection:
         for _ in range(ITEMS):
             await events.record(connection, user_id, events.LOGIN, SYSTEM)
     return "/v1/me/security-events"
