@@ -27,6 +27,9 @@ from tbot.client.tokens import NEVER_SENT, TokenKeeper, retry_after_s
 _BUSY: Final = (429, 503)
 _LOST: Final = (500, 502, 504)
 
+_ANY = {"If-Match": "*"}
+"""A change of whatever version there is."""
+
 
 class Api:
     """Sends requests with a good token, and tries again where that is safe.
@@ -156,7 +159,7 @@ class Api:
         refused_token: str | None = None
         while True:
             token = await self._tokens.get(stale=refused_token)
-            headers = {"Authorization": f"Bearer {token}"}
+            headers = {"Authorization": f"Bearer {token}"} | (_ANY if method == "PATCH" else {})
             if key is not None:
                 headers["Idempotency-Key"] = key
             timeout_s = self._http.timeout.read or 10.0

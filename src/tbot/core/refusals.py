@@ -127,6 +127,10 @@ class Reason(StrEnum):
     TRANSFER_REVERSED = "transfer_reversed", "The transfer has been reversed already."
     TRANSFER_IS_REVERSAL = "transfer_is_reversal", "A reversal cannot be reversed."
     ORDER_NOT_FOUND = "order_not_found", "The account has no such order."
+    PRECONDITION_FAILED = (
+        "precondition_failed",
+        "It was changed since the version that If-Match names: read it again.",
+    )
     ORDER_CLOSED = "order_closed", "The order has already reached a final state."
     PAYMENT_NOT_FOUND = "payment_not_found", "The account has no such payment."
     PAYMENT_STATE = "payment_state", "The payment's state does not allow this any more."

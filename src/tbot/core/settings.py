@@ -42,6 +42,25 @@ class HttpSettings(BaseModel):
     shutdown_timeout_s: float = Field(
         10.0, gt=0, description="How long open requests may take to end at shutdown."
     )
+    compress_bytes_min: int = Field(
+        1024, ge=256, description="Smallest answer that is compressed for those who take gzip."
+    )
+    compress_level: int = Field(
+        4, ge=1, le=9, description="How hard gzip tries: 1 is quick, 9 is small."
+    )
+    cors_origins: list[str] = Field(
+        default_factory=list,
+        description="Origins whose pages may read answers, a JSON list as "
+        '`["https://app.example.com"]`; those of `auth.browser_origins` may, too.',
+    )
+    cors_max_age_s: int = Field(
+        600, ge=0, le=86_400, description="How long browsers may remember a preflight's answer."
+    )
+    hsts_s: int = Field(
+        366 * 86_400,
+        ge=0,
+        description="`max-age` of Strict-Transport-Security on answers over TLS; 0 sends none.",
+    )
     public_docs: bool = Field(True, description="Serve `/docs` and `/openapi.json`.")
     access_log: Literal["all", "errors", "off"] = Field(
         "all", description="Which requests leave a log event: `errors` are statuses from 400 on."

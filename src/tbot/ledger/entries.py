@@ -15,9 +15,11 @@ Invariants:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
@@ -330,6 +332,8 @@ class ChangeAccount:
     limits: LimitChanges | None = None
     status: str | None = None
     name: str | None = None
+    versions: frozenset[str] | None = None
+    """Those that the change is for, as `version_of` has them; None for any."""
 
     priority = Priority.NEW
     opens = False
@@ -342,6 +346,8 @@ class ChangeAccount:
     def decide(self, states: States, context: Context) -> Drafts | Refused:
         """Write down what differs."""
         account = _account(states, self.account_id)
+        if self.versions is not None and version_of(account) not in self.versions:
+            return Refused(Reason.PRECONDITION_FAILED)
         if account.status == CLOSED:
             return Refused(Reason.ACCOUNT_CLOSED, "the account is closed")
         drafts = []
@@ -365,6 +371,12 @@ class ChangeAccount:
     def result(self, states: States) -> AccountAt:
         """The account as it is now."""
         return AccountAt(_account(states, self.account_id), states[self.account_id].seq)
+
+
+def version_of(account: Account) -> str:
+    """A name for what can be changed of an account: equal as long as that is equal."""
+    settings = json.dumps([account.name, account.status, account.limits.to_json()], sort_keys=True)
+    return blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
 def _obstacle(state: AccountState) -> Refused | None:

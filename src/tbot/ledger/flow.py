@@ -173,16 +173,20 @@ async def change_account(
     status: str | None = None,
     name: str | None = None,
     once: Once | None = None,
+    versions: frozenset[str] | None = None,
 ) -> AccountAt | Refused | Kept:
     """Change an account's limits, status or name; None leaves one as it is.
 
     Who may change what is the caller's business.
 
+    Args:
+        versions: Refused unless the account is at one of these (`entries.version_of`).
+
     Raises:
         NotFound: No such account.
         Unavailable, OutcomeUnknown: See `Committer.commit`.
     """
-    command: Any = ChangeAccount(new_id(), actor, account_id, limits, status, name)
+    command: Any = ChangeAccount(new_id(), actor, account_id, limits, status, name, versions)
     outcome = await desk.committer.commit(command, once)
     if not isinstance(outcome, Accepted):
         return outcome

@@ -207,11 +207,15 @@ async def change(
     url: str | None = None,
     kinds: Sequence[str] | None = None,
     enabled: bool | None = None,
-) -> Webhook:
+    any_version: bool = False,
+) -> Webhook | None:
     """Change what is not None; enabling one that was disabled lets it go on where it stood.
 
-    Raises:
-        NotFound: It is gone.
+    Args:
+        any_version: Whether it may have been changed since it was read.
+
+    Returns:
+        The webhook as it is now; None when it was changed, or is gone.
     """
     row = await connection.fetchrow(
         "WITH told AS (SELECT pg_notify('tbot', $6))"
@@ -219,17 +223,17 @@ async def change(
         " enabled = coalesce($4, enabled), failures = 0, version = version + 1, updated_at = now(),"
         " disabled_reason = CASE WHEN coalesce($4, enabled) THEN NULL"
         "                        ELSE coalesce(disabled_reason, $5) END"
-        f" FROM told WHERE id = $1 RETURNING {_COLUMNS}",
+        f" FROM told WHERE id = $1 AND (version = $7 OR $8) RETURNING {_COLUMNS}",
         webhook.id,
         url,
         None if kinds is None else list(kinds),
         enabled,
         "owner",
         WAKE,
+        webhook.version,
+        any_version,
     )
-    if row is None:
-        raise NotFound("no such webhook")
-    return _webhook(row)
+    return None if row is None else _webhook(row)
 
 
 async def replay(connection: Connection, webhook: Webhook, seq: int, digest: bytes) -> Webhook:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from tbot.auth.scopes import Scope
 from tbot.core import clock, money
 from tbot.core.refusals import Reason
 from tbot.ledger import flow, members_store, store
-from tbot.ledger.entries import Account, AccountAt
+from tbot.ledger.entries import Account, AccountAt, version_of
 from tbot.ledger.members import Access
 from tbot.orders import store as orders_store
 from tbot.web.account_forms import (
@@ -50,6 +51,7 @@ from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
+from tbot.web.preconditions import TAGGED, IfMatch, expected_versions, tag_of
 from tbot.web.problems import invalid
 from tbot.web.routes import router
 from tbot.web.statements import past_balances
@@ -64,7 +66,12 @@ routes = router("accounts")
     status_code=201,
     response_model=AccountOut,
     responses={
-        201: {"headers": {"Location": {"schema": {"type": "string"}}}},
+        201: {
+            "headers": {
+                "Location": {"schema": {"type": "string"}},
+                "ETag": {"schema": {"type": "string"}},
+            }
+        },
         **problems(
             "overloaded",
             "outcome_unknown",
@@ -92,7 +99,7 @@ async def create_account(
 
     def opened(account: Account) -> Response:
         headers = {"Location": f"/v1/accounts/{account.id}"}
-        return json_answer(account_json(account, 1 + len(deposits)), 201, headers)
+        return _answer(account, 1 + len(deposits), 201, headers)
 
     once = await keyed(request, parts, principal, principal.user_id, opened)
     outcome = await flow.open_account(
@@ -151,16 +158,21 @@ async def list_accounts(
     "/accounts/{account_id}",
     operation_id="change_account",
     response_model=AccountOut,
-    responses=problems(
-        "overloaded",
-        "outcome_unknown",
-        "insufficient_scope",
-        Reason.ACCOUNT_CLOSED,
-        Reason.ACCOUNT_NOT_EMPTY,
-        Reason.AMOUNT_TOO_PRECISE,
-        Reason.ASSET_UNKNOWN,
-        Reason.OVERDRAFT_NOT_ALLOWED,
-    ),
+    responses={
+        200: TAGGED,
+        **problems(
+            "overloaded",
+            "outcome_unknown",
+            "insufficient_scope",
+            Reason.ACCOUNT_CLOSED,
+            Reason.ACCOUNT_NOT_EMPTY,
+            Reason.AMOUNT_TOO_PRECISE,
+            Reason.ASSET_UNKNOWN,
+            Reason.OVERDRAFT_NOT_ALLOWED,
+            "precondition_required",
+            Reason.PRECONDITION_FAILED,
+        ),
+    },
 )
 async def change_account(
     request: HttpRequest,
@@ -168,11 +180,13 @@ async def change_account(
     principal: AccountWriter,
     account_id: Id,
     body: AccountChanges,
+    _match: IfMatch = None,
     _key: KeyHeader = None,
 ) -> Response:
     """Change an account's name or limits; for administrators also its status and overdraft.
 
-    An administrator may change anybody's account.
+    An administrator may change anybody's account. `If-Match` compares what can be changed here:
+    orders and money that come and go meanwhile do not matter.
     """
     await own_account(parts, principal, account_id, admins_too=True)
     overdraft = body.limits.overdraft if body.limits is not None else None
@@ -181,10 +195,11 @@ async def change_account(
     for name in ("name", "status", "limits"):
         if name in body.model_fields_set and getattr(body, name) is None:
             raise invalid("cannot be taken away", pointer=f"/{name}")
+    versions = expected_versions(request)
     desk = parts.orders.accounts
 
     def changed(result: AccountAt) -> Response:
-        return json_answer(account_json(result.account, result.sequence))
+        return _answer(result.account, result.sequence)
 
     once = await keyed(request, parts, principal, account_id, changed)
     outcome: Any = await desk.assets.check(
@@ -199,6 +214,7 @@ async def change_account(
             body.status,
             body.name,
             once,
+            versions,
         )
     return respond(outcome, changed)
 
@@ -209,7 +225,14 @@ async def get_account(parts: Parts, principal: AccountReader, account_id: Id) ->
     await own_account(parts, principal, account_id, need=Access.READ)
     async with parts.pool.acquire() as connection:
         account, sequence = await store.get_account(connection, account_id)
-    return json_answer(account_json(account, sequence))
+    return _answer(account, sequence)
+
+
+def _answer(
+    account: Account, sequence: int, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    tag = tag_of(version_of(account), sequence)
+    return json_answer(account_json(account, sequence), status, {**(headers or {}), "ETag": tag})
 
 
 @routes.get("/accounts/{account_id}/balances", operation_id="get_balances", response_model=Balances)

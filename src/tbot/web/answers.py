@@ -40,8 +40,3 @@ class _Json(Response):
             (b"content-length", b"%d" % len(body)),
             (b"content-type", b"application/json"),
         ]
-
-
-def not_modified(tag: str) -> Response:
-    """304: what the caller has is current."""
-    return Response(status_code=304, headers={"ETag": tag})

@@ -10,7 +10,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from tbot import __version__
 from tbot.web import (
@@ -38,11 +37,14 @@ from tbot.web import (
     webhooks,
     wellknown,
 )
+from tbot.web.cors import Origins
 from tbot.web.deps import Deps
 from tbot.web.edge import Edge
 from tbot.web.exports import Exports
 from tbot.web.lean import Application
+from tbot.web.methods import allowed_methods
 from tbot.web.problems import Problem, problem_of
+from tbot.web.representation import Terms
 from tbot.web.stream_orders import OrderEntry
 
 _DESCRIPTION: Final = """
@@ -96,7 +98,8 @@ def build_app(deps: Deps) -> Application:
     app.exception_handlers.clear()
     app.add_exception_handler(HTTPException, _answer)
     app.add_exception_handler(RequestValidationError, _answer)
-    app.add_middleware(Edge, settings=deps.settings.http)
+    terms = Terms(deps.settings.http, origins_of(deps))
+    app.add_middleware(Edge, settings=deps.settings.http, terms=terms)
     # One flat table: FastAPI's nested routers are matched twice for every request.
     for module in (
         orders,
@@ -128,7 +131,7 @@ def build_app(deps: Deps) -> Application:
     if deps.settings.http.public_docs:
         app.router.routes.extend(docs_page.docs_routes())
         app.add_api_route("/openapi.json", _schema, include_in_schema=False)
-    app.serve_lean(deps)
+    app.serve_lean(deps, terms)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 
@@ -140,8 +143,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 async def _schema(request: Request) -> Response:
+    app = request.app
+    if not hasattr(app.state, "openapi_text"):
+        app.state.openapi_text = json.dumps(app.openapi())
     return Response(
-        json.dumps(request.app.openapi()),
+        app.state.openapi_text,
         media_type="application/json",
         headers={"Cache-Control": "public, max-age=60"},
     )
@@ -161,10 +167,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     return problem.response(request.scope.get("tbot.request_id", ""))
 
 
-def allowed_methods(routes: list[BaseRoute], path: str) -> list[str]:
-    """Every method that some route takes at a path; Starlette itself names only the first's."""
-    methods: set[str] = set()
-    for route in routes:
-        if isinstance(route, Route) and route.path_regex.match(path):
-            methods |= route.methods or set()
-    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
+def origins_of(deps: Deps) -> Origins:
+    """Which pages of other origins may read answers."""
+    http = deps.settings.http
+    return Origins(http.cors_origins, deps.settings.auth.browser_origins, http.cors_max_age_s)

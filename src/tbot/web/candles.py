@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime, parsedate_to_datetime
+from email.utils import format_datetime
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import Header, Query
+from fastapi import Query
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from tbot.core.clock import from_ms, stamp, to_ms
+from tbot.core.clock import from_ms, stamp, to_ms, utc_now
 from tbot.core.errors import MarketDataUnavailable, NotFound
 from tbot.core.money import MoneyText
 from tbot.market import candle_store as store
 from tbot.market.candle_store import Stored
 from tbot.market.candles import Candle, Interval, better, candle_json
-from tbot.web.answers import json_answer, not_modified
+from tbot.web.answers import json_answer
 from tbot.web.dependencies import (
-    IfNoneMatch,
     MarketReader,
     PageCursor,
     PageLimit,
     Parts,
-    matches_tag,
     page_limit,
 )
 from tbot.web.deps import Deps
@@ -127,7 +124,6 @@ From = Annotated[
     Moment | None, Query(alias="from", description="Only candles that begin at or after it.")
 ]
 To = Annotated[Moment | None, Query(description="Only candles that begin before it.")]
-IfModifiedSince = Annotated[str | None, Header(alias="If-Modified-Since", max_length=64)]
 
 
 @routes.get(
@@ -147,8 +143,6 @@ async def list_candles(
     limit: PageLimit = None,
     cursor: PageCursor = None,
     venue: VenueQuery = "paper",
-    if_none_match: IfNoneMatch = None,
-    if_modified_since: IfModifiedSince = None,
 ) -> Response:
     """List candles, newest first, the open one included.
 
@@ -176,7 +170,8 @@ async def list_candles(
         )
     found, open_ = _with_live(parts, venue, symbol, interval, begin, before, found)
     shown = found[:size]
-    headers, following = {"Vary": "Accept"}, None
+    headers: dict[str, str] = {}
+    following = None
     if len(found) > size:
         following = encode_cursor(secret, reader, name, filters, [shown[-1].candle.start_ms])
         headers["Link"] = next_link(request, filters, size, following)
@@ -190,7 +185,7 @@ async def list_candles(
     }
     settled = not reaches_now and all(one.candle.complete for one in shown) and bool(shown)
     settled = settled and _over(parts, venue, symbol, interval, before)
-    return _cacheable(page, headers, shown, settled, if_none_match, if_modified_since)
+    return _cacheable(page, headers, shown, settled)
 
 
 def _filters(
@@ -247,39 +242,18 @@ def _cacheable(
     headers: dict[str, str],
     shown: Sequence[Stored],
     settled: bool,
-    if_none_match: str | None,
-    if_modified_since: str | None,
 ) -> Response:
-    """The page, or 304 when the caller has it; who asks by tag is answered by tag alone."""
-    if settled:
-        headers["Cache-Control"] = f"private, max-age={CLOSED_MAX_AGE_S}, immutable"
-    else:
+    """The page, and how long it may be kept."""
+    if not settled:
         headers["Cache-Control"] = f"private, max-age={OPEN_MAX_AGE_S}"
-    modified: datetime | None = None
-    if shown:
-        # Whole seconds, rounded up: a change within the second must not be taken for none.
-        newest = max(one.at for one in shown) + timedelta(microseconds=999_999)
-        modified = newest.astimezone(UTC).replace(microsecond=0)
+        return json_answer(page, headers=headers)
+    headers["Cache-Control"] = f"private, max-age={CLOSED_MAX_AGE_S}, immutable"
+    # Whole seconds, rounded up: a change within the second must not be taken for none.
+    newest = max(one.at for one in shown) + timedelta(microseconds=999_999)
+    modified = newest.astimezone(UTC).replace(microsecond=0)
+    if modified <= utc_now():
         headers["Last-Modified"] = format_datetime(modified, usegmt=True)
-    answer = json_answer(page, headers=headers)
-    tag = f'"{hashlib.sha256(bytes(answer.body)).hexdigest()[:24]}"'
-    if matches_tag(if_none_match, tag) or (
-        if_none_match is None and settled and _unmodified(modified, if_modified_since)
-    ):
-        fresh = not_modified(tag)
-        fresh.headers.update({name: v for name, v in headers.items() if name != "Link"})
-        return fresh
-    answer.headers["ETag"] = tag
-    return answer
-
-
-def _unmodified(modified: datetime | None, since: str | None) -> bool:
-    if modified is None or since is None:
-        return False
-    try:
-        return modified <= parsedate_to_datetime(since)
-    except (ValueError, TypeError):
-        return False
+    return json_answer(page, headers=headers)
 
 
 async def _exported(

@@ -181,11 +181,6 @@ PreferHeader = Annotated[
     ),
 ]
 
-IfNoneMatch = Annotated[
-    str | None,
-    Header(alias="If-None-Match", description="Entity tags; `304` when one is still current."),
-]
-
 PageLimit = Annotated[
     int | None, Query(ge=1, description="Most items on the page, up to `http.page_size_max`.")
 ]
@@ -215,16 +210,3 @@ def page_limit(limit: int | None, deps: Deps) -> int:
             "validation_failed", detail, errors=[{"parameter": "limit", "detail": detail}]
         )
     return limit
-
-
-def matches_tag(if_none_match: str | None, tag: str) -> bool:
-    """Whether `If-None-Match` names this entity tag, compared weakly (RFC 9110, 13.1.2).
-
-    Example:
-        >>> matches_tag('"a", W/"b"', '"b"'), matches_tag("*", '"b"'), matches_tag(None, '"b"')
-        (True, True, False)
-    """
-    if if_none_match is None:
-        return False
-    given = [item.strip().removeprefix("W/") for item in if_none_match.split(",")]
-    return "*" in given or tag.removeprefix("W/") in given

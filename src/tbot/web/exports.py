@@ -11,19 +11,20 @@ import asyncio
 import csv
 import io
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 import structlog
 from prometheus_client import Counter, Gauge
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tbot.core.errors import Overloaded
 from tbot.core.settings import HttpSettings
+from tbot.web.negotiation import PACKED, preferred
 from tbot.web.problems import Problem, invalid
 
 _log = structlog.get_logger(__name__)
@@ -45,7 +46,7 @@ _CONTENT_TYPE: Final = {
     Format.NDJSON: "application/x-ndjson; charset=utf-8",
     Format.CSV: "text/csv; charset=utf-8; header=present",
 }
-_ACCEPT_BYTES_MAX: Final = 500
+_OFFERS: Final = (*(one.value for one in Format), *PACKED)
 
 EXPORTED: Final[dict[int | str, dict[str, Any]]] = {
     200: {
@@ -76,6 +77,8 @@ def format_of(request: Request) -> Format:
 def chosen_format(accept: str) -> Format:
     """The format that the caller likes best (RFC 9110, 12.5.1); JSON when it is all the same.
 
+    MessagePack is a form of the JSON answer, which the edge gives it.
+
     Raises:
         Problem: `not_acceptable`: they like none of them.
 
@@ -83,39 +86,10 @@ def chosen_format(accept: str) -> Format:
         >>> chosen_format("text/csv, */*;q=0.1").value, chosen_format("*/*").value
         ('text/csv', 'application/json')
     """
-    if not accept.strip():
-        return Format.JSON
-    ranges = _ranges(accept[:_ACCEPT_BYTES_MAX])
-    liked = [(_liking(ranges, one.value), one) for one in Format]
-    most = max(quality for quality, _ in liked)
-    if most <= 0:
-        raise Problem(
-            "not_acceptable", "this can be had as " + ", ".join(one.value for one in Format)
-        )
-    return next(one for quality, one in liked if quality == most)
-
-
-def _ranges(accept: str) -> list[tuple[str, float]]:
-    found = []
-    for part in accept.split(","):
-        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            key, _, value = parameter.partition("=")
-            if key.strip() == "q":
-                with suppress(ValueError):
-                    quality = min(1.0, max(0.0, float(value)))
-        found.append((name, quality))
-    return found
-
-
-def _liking(ranges: Sequence[tuple[str, float]], media_type: str) -> float:
-    """The quality of the most specific range that covers a type."""
-    for wanted in (media_type, media_type.partition("/")[0] + "/*", "*/*"):
-        qualities = [quality for name, quality in ranges if name == wanted]
-        if qualities:
-            return qualities[0]
-    return 0.0
+    best = preferred(accept, _OFFERS)
+    if best is None:
+        raise Problem("not_acceptable", "this can be had as " + ", ".join(_OFFERS))
+    return Format.JSON if best in PACKED else Format(best)
 
 
 def refuse_paging(limit: int | None, cursor: str | None) -> None:
@@ -185,7 +159,6 @@ class Export(Response):
         headers = {
             "Content-Disposition": f'attachment; filename="{name}.{_SUFFIX[format]}"',
             "Content-Type": _CONTENT_TYPE[format],
-            "Vary": "Accept",
         }
         self.status_code = 200
         self.background = None
@@ -215,6 +188,9 @@ class Export(Response):
                         return
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             how = "complete"
+        except ClientDisconnect:
+            how = "abandoned"
+            raise
         except TimeoutError:
             how = "stalled"
             _log.warning("export_stalled", path=scope["path"])

@@ -143,7 +143,7 @@ async def list_fills(
             before_seq=before,
             limit=size + 1,
         )
-    headers = {"Vary": "Accept"}
+    headers = {}
     following = None
     if len(found) > size:
         following = encode_cursor(secret, reader, name, filters, [found[size - 1].seq])
@@ -184,7 +184,7 @@ async def list_journal(
     async with parts.pool.acquire() as connection:
         entries, head = await entries_after(connection, account_id, after, size)
     listed = [_journal_json(entry) for entry in entries]
-    return json_answer({"entries": listed, "head": head}, headers={"Vary": "Accept"})
+    return json_answer({"entries": listed, "head": head})
 
 
 _JOURNAL_COLUMNS: Final = (

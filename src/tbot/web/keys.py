@@ -23,7 +23,7 @@ from tbot.web.deps import Deps
 from tbot.web.fields import Answer, Id, Name, Request, Timestamp
 from tbot.web.openapi import problems
 from tbot.web.problems import invalid
-from tbot.web.routes import router
+from tbot.web.routes import SHOWS_SECRET, router
 
 routes = router("security")
 
@@ -153,6 +153,7 @@ _CREATED: Final[dict[int | str, dict[str, Any]]] = {
 @routes.post(
     "/api-keys",
     operation_id="create_api_key",
+    openapi_extra=SHOWS_SECRET,
     status_code=201,
     response_model=KeyCreated,
     responses={**_CREATED, **problems(*_MAKING)},
@@ -208,6 +209,7 @@ async def revoke_key(
 @routes.post(
     "/users/{user_id}/api-keys",
     operation_id="create_users_api_key",
+    openapi_extra=SHOWS_SECRET,
     status_code=201,
     response_model=KeyCreated,
     responses={**_CREATED, **problems(*_MAKING)},

@@ -27,12 +27,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from tbot.auth.api_keys import is_key
 from tbot.auth.flow import authenticate
-from tbot.core.ids import random_hex
+from tbot.core import trace as traces
 from tbot.web import events, metrics
 from tbot.web.dependencies import PRINCIPAL, current_principal, get_deps
 from tbot.web.deps import Deps
-from tbot.web.edge import ALWAYS, DEFAULTS, REQUEST_ID, log_request, problem_response
+from tbot.web.edge import log_fields, log_request, named, problem_response
 from tbot.web.limits import URI_BYTES_MAX, parse_json
+from tbot.web.negotiation import takes_structured
+from tbot.web.representation import ALWAYS, DEFAULTS, Asked, Terms, is_plain, whole
 from tbot.web.routes import StrictRequest, StrictRoute, required_scopes
 
 _JSON: Final = b"application/json"
@@ -64,7 +66,7 @@ def _plan(route: APIRoute) -> _Plan | None:
     """How to serve a route lean; None for one that needs more than there is here."""
     scopes = required_scopes(route)
     needs = route.dependant
-    if scopes is None or route.methods != {"POST"} or "{" in route.path:
+    if scopes is None or route.methods != {"POST"} or "{" in route.path or route.deprecated:
         return None
     if (
         needs.path_params
@@ -118,12 +120,13 @@ class _Aside(Exception):
 class Application(FastAPI):
     """FastAPI, with its hot routes served lean once `serve_lean` was called."""
 
-    def serve_lean(self, deps: Deps) -> list[str]:
+    def serve_lean(self, deps: Deps, terms: Terms | None = None) -> list[str]:
         """Look through the routes; the paths of those that are served lean from now on."""
         self._deps = deps
         self._bytes_max = deps.settings.http.body_bytes_max
         self._depth_max = deps.settings.http.json_depth_max
         self._log_from = deps.settings.http.log_from
+        self._terms = terms or Terms(deps.settings.http)
         self._plans = {
             route.path: plan
             for route in self.router.routes
@@ -145,15 +148,15 @@ class Application(FastAPI):
         started_s = perf_counter()
         messages: list[Message] = []
         try:
-            arguments, request_id = await self._arguments(plan, scope, receive, messages)
+            arguments, asked = await self._arguments(plan, scope, receive, messages)
         except Exception:  # noqa: BLE001 - told by those who tell everything that is wrong
             await super().__call__(scope, _replay(messages, receive), send)
             return
-        await self._answer(plan, arguments, request_id, started_s, scope, send)
+        await self._answer(plan, arguments, asked, started_s, scope, send)
 
     async def _arguments(
         self, plan: _Plan, scope: Scope, receive: Receive, messages: list[Message]
-    ) -> tuple[dict[str, Any], str]:
+    ) -> tuple[dict[str, Any], Asked]:
         """What to call the function with.
 
         Args:
@@ -164,7 +167,7 @@ class Application(FastAPI):
         """
         given: list[tuple[bytes, bytes]] = scope["headers"]
         headers = dict(given)
-        if len(headers) != len(given) or scope["query_string"]:
+        if len(headers) != len(given) or scope["query_string"] or b"host" not in headers:
             raise _Aside
         bearer = headers.get(b"authorization")
         if bearer is None:
@@ -180,6 +183,7 @@ class Application(FastAPI):
             or not _LENGTH.fullmatch(length)
             or int(length) > self._bytes_max
             or len(scope["raw_path"]) > URI_BYTES_MAX
+            or not takes_structured(headers.get(b"accept", b""))
         ):
             raise _Aside
         token = found[1].decode("ascii")
@@ -198,8 +202,9 @@ class Application(FastAPI):
                 arguments[name], errors = field.validate(value.decode("latin-1"), {}, loc=())
                 if errors:
                     raise _Aside
-        request_id = _request_id(headers)
+        request_id, trace = named(headers)
         scope["tbot.request_id"] = request_id
+        asked = Asked(self._terms, scope, headers, "POST", request_id, trace)
         scope[PRINCIPAL] = principal
         scope["app"] = self
         scope["route"] = plan.route
@@ -209,36 +214,42 @@ class Application(FastAPI):
             arguments[name] = principal
         if plan.request_name is not None:
             arguments[plan.request_name] = StrictRequest(scope, receive, (body, content))
-        return arguments, request_id
+        return arguments, asked
 
     async def _answer(
         self,
         plan: _Plan,
         arguments: dict[str, Any],
-        request_id: str,
+        asked: Asked,
         started_s: float,
         scope: Scope,
         send: Send,
     ) -> None:
         """Call the function and send what it answers, as `Edge` would."""
         status = 0
-        tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
+        request_id = asked.request_id
+        tokens = structlog.contextvars.bind_contextvars(**log_fields(request_id, asked.trace))
         try:
             try:
                 response = await plan.call(**arguments)
             except Exception as error:  # noqa: BLE001 - every fault gets an answer
                 response = problem_response(error, scope, request_id)
-            status = response.status_code
-            headers = _with_ours(response.raw_headers, request_id)
-            if not _written(send, status, headers, bytes(response.body)):
+            status, body = response.status_code, bytes(response.body)
+            if is_plain(asked, len(body)):
+                headers = _with_ours(response.raw_headers, request_id)
+            else:
+                status, headers, body = await whole(asked, status, response.raw_headers, body)
+            if not _written(send, status, headers, body):
                 await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": response.body})
+                await send({"type": "http.response.body", "body": body})
         finally:
             duration_s = perf_counter() - started_s
             metrics.observe("POST", plan.route.path, status, duration_s)
             if status >= self._log_from:
                 log_request(scope, "POST", status, duration_s)
             structlog.contextvars.reset_contextvars(**tokens)
+            if asked.trace is not None:
+                traces.begun(None)
 
 
 def _with_ours(given: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
@@ -304,10 +315,3 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
         return await receive()
 
     return again
-
-
-def _request_id(headers: dict[bytes, bytes]) -> str:
-    given = headers.get(b"x-request-id")
-    if given is not None and REQUEST_ID.fullmatch(given):
-        return given.decode("ascii")
-    return random_hex(12)

@@ -13,6 +13,7 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
+from tbot.web.methods import ACCEPT_PATCH
 from tbot.web.problems import Problem
 
 URI_BYTES_MAX: Final = 8192
@@ -20,6 +21,9 @@ FORM_FIELDS_MAX: Final = 16
 
 _BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
 _JSON: Final = re.compile(r'application/json(?:\s*;\s*charset="?utf-8"?)?\s*', re.IGNORECASE)
+_MERGE: Final = re.compile(
+    r'application/(?:merge-patch\+)?json(?:\s*;\s*charset="?utf-8"?)?\s*', re.IGNORECASE
+)
 _FORM: Final = re.compile(
     r'application/x-www-form-urlencoded(?:\s*;\s*charset="?utf-8"?)?\s*', re.IGNORECASE
 )
@@ -157,8 +161,11 @@ _strict: Final = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_no
 _quick: Final = msgspec.json.Decoder().decode
 
 
-def check_media_type(headers: Headers, form: bool) -> None:
+def check_media_type(headers: Headers, form: bool, method: str = "POST") -> None:
     """Check that a body is what its route reads, and is not compressed.
+
+    Args:
+        form: Whether it is to be a form; else JSON, or for PATCH a JSON merge patch (RFC 7396).
 
     Raises:
         Problem: `unsupported_media_type`.
@@ -166,7 +173,13 @@ def check_media_type(headers: Headers, form: bool) -> None:
     wanted, name = (
         (_FORM, "application/x-www-form-urlencoded") if form else (_JSON, "application/json")
     )
+    # What would do instead: RFC 9110, 12.5.1 and 12.5.3; RFC 5789, 3.1.
+    takes = {"Accept": name}
+    if method == "PATCH":
+        wanted, takes = _MERGE, {"Accept-Patch": ACCEPT_PATCH}
     if not wanted.fullmatch(headers.get("content-type", "")):
-        raise Problem("unsupported_media_type", f"the body's Content-Type has to be {name}")
+        detail = f"the body's Content-Type has to be {name}"
+        raise Problem("unsupported_media_type", detail, headers=takes)
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem("unsupported_media_type", "the body must not have a Content-Encoding")
+        detail = "the body must not have a Content-Encoding"
+        raise Problem("unsupported_media_type", detail, headers={"Accept-Encoding": "identity"})

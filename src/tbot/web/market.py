@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
@@ -16,8 +15,8 @@ from tbot.core.errors import MarketDataUnavailable, NotFound
 from tbot.core.money import MoneyText
 from tbot.market.feed import MarketFeed
 from tbot.venues.base import BestPrices, Instrument, Level, MarketTrade
-from tbot.web.answers import json_answer, not_modified
-from tbot.web.dependencies import IfNoneMatch, MarketReader, Parts, matches_tag
+from tbot.web.answers import json_answer
+from tbot.web.dependencies import MarketReader, Parts
 from tbot.web.deps import Deps
 from tbot.web.fields import Answer, Symbol, Timestamp
 from tbot.web.openapi import problems
@@ -27,8 +26,6 @@ routes = router("market")
 
 DEPTH_MAX: Final = 1000
 TRADES_MAX: Final = 1000
-_TAG_HEADER: Final = {"headers": {"ETag": {"schema": {"type": "string"}}}}
-_NOT_MODIFIED: Final = {"description": "The entity tag given is current."}
 
 VenueName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 VenueQuery = Annotated[VenueName, Query(description="The venue whose market is meant.")]
@@ -123,15 +120,6 @@ def instrument_json(instrument: Instrument) -> dict[str, Any]:
     }
 
 
-def _tagged(content: Any, if_none_match: str | None) -> Response:
-    answer = json_answer(content)
-    tag = f'"{hashlib.sha256(bytes(answer.body)).hexdigest()[:24]}"'
-    if matches_tag(if_none_match, tag):
-        return not_modified(tag)
-    answer.headers["ETag"] = tag
-    return answer
-
-
 def _feed(deps: Deps, venue: str, symbol: str) -> MarketFeed:
     if deps.orders.instruments.get(venue, symbol) is None:
         raise NotFound("no such instrument")
@@ -145,37 +133,33 @@ def _feed(deps: Deps, venue: str, symbol: str) -> MarketFeed:
     "/instruments",
     operation_id="list_instruments",
     response_model=Instruments,
-    responses={200: _TAG_HEADER, 304: _NOT_MODIFIED},
 )
 async def list_instruments(
     parts: Parts,
     _principal: MarketReader,
     venue: VenueQuery = "paper",
-    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """List a venue's instruments with their trading rules."""
     found = parts.orders.instruments.all(venue)
-    return _tagged({"items": [instrument_json(one) for one in found]}, if_none_match)
+    return json_answer({"items": [instrument_json(one) for one in found]})
 
 
 @routes.get(
     "/instruments/{symbol}",
     operation_id="get_instrument",
     response_model=InstrumentOut,
-    responses={200: _TAG_HEADER, 304: _NOT_MODIFIED},
 )
 async def get_instrument(
     parts: Parts,
     _principal: MarketReader,
     symbol: Symbol,
     venue: VenueQuery = "paper",
-    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Get one instrument."""
     instrument = parts.orders.instruments.get(venue, symbol)
     if instrument is None:
         raise NotFound("no such instrument")
-    return _tagged(instrument_json(instrument), if_none_match)
+    return json_answer(instrument_json(instrument))
 
 
 @routes.get(

@@ -18,8 +18,9 @@ from fastapi.routing import APIRoute
 from tbot.auth.scopes import Scope
 from tbot.core.refusals import Reason
 from tbot.core.settings import HttpSettings, Settings
+from tbot.web import openapi_http
 from tbot.web.problems import CATALOGUE, MEDIA_TYPE, TYPE_PREFIX, reason_status
-from tbot.web.routes import required_scopes
+from tbot.web.routes import StrictRoute, offers, required_scopes
 
 _EVERY: Final = ("uri_too_long", "internal_error")
 _SECURED: Final = ("unauthenticated", "invalid_token", "unavailable")
@@ -163,9 +164,16 @@ def operations(
                 yield route, generated["paths"][route.path_format][method.lower()]
 
 
+def _is_validated(parameter: dict[str, Any]) -> bool:
+    return parameter["in"] != "path" and parameter["name"] not in openapi_http.NEVER_WRONG
+
+
 def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
     codes = list(_EVERY)
     scopes = required_scopes(route)
+    if isinstance(route, StrictRoute) and offers(route):
+        codes.append("not_acceptable")
+    openapi_http.complete(route, operation)
     if scopes is not None:
         codes += _SECURED
         if scopes:
@@ -174,7 +182,7 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
             codes.append("insufficient_access")
     if route.body_field is not None:
         codes += _WITH_BODY
-    if any(parameter["in"] != "path" for parameter in operation.get("parameters", ())):
+    if any(_is_validated(parameter) for parameter in operation.get("parameters", ())):
         codes.append("validation_failed")
     if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ())):
         codes += ["malformed_header", Reason.IDEMPOTENCY_KEY_REUSED]

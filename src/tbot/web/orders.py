@@ -19,9 +19,8 @@ from tbot.orders.commands import Placed
 from tbot.orders.model import Order, State
 from tbot.orders.rules import OrderRequest
 from tbot.venues.base import OrderType, Side, TimeInForce
-from tbot.web.answers import json_answer, not_modified
+from tbot.web.answers import json_answer
 from tbot.web.dependencies import (
-    IfNoneMatch,
     OrderReader,
     OrderWriter,
     PageCursor,
@@ -29,7 +28,6 @@ from tbot.web.dependencies import (
     Parts,
     PreferHeader,
     actor_of,
-    matches_tag,
     page_limit,
     preferred_wait_s,
 )
@@ -339,20 +337,11 @@ async def list_orders(
     "/orders/{order_id}",
     operation_id="get_order",
     response_model=OrderOut,
-    responses={
-        200: {"headers": {"ETag": {"schema": {"type": "string"}}}},
-        304: {"description": "The entity tag given is current."},
-    },
 )
-async def get_order(
-    parts: Parts, principal: OrderReader, order_id: Id, if_none_match: IfNoneMatch = None
-) -> Response:
+async def get_order(parts: Parts, principal: OrderReader, order_id: Id) -> Response:
     """Get one order as it is now."""
     order = await own_order(parts, principal, order_id, need=Access.READ)
-    tag = _tag(order)
-    if matches_tag(if_none_match, tag):
-        return not_modified(tag)
-    return json_answer(order_json(order), headers={"ETag": tag})
+    return json_answer(order_json(order), headers={"ETag": _tag(order)})
 
 
 @routes.delete(

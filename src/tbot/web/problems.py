@@ -119,6 +119,11 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     "keys_max": Kind(409, "Too many keys", "Revoke an API key first."),
     "factor_exists": Kind(409, "Second factor exists", "Remove it first."),
     "factor_not_begun": Kind(409, "No second factor", "Begin with `POST /v1/me/totp`."),
+    "precondition_required": Kind(
+        428,
+        "Precondition required",
+        "Read what you want to change, and send its `ETag` in `If-Match` (`*` for whatever it is).",
+    ),
     "body_too_large": Kind(
         413, "Body too large", "Send at most `http.body_bytes_max` bytes (see the settings)."
     ),
@@ -171,6 +176,7 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
 _REASON_STATUS: Final[Mapping[Reason, int]] = {
     Reason.ORDER_NOT_FOUND: 404,
     Reason.ORDER_CLOSED: 409,
+    Reason.PRECONDITION_FAILED: 412,
     Reason.ACCOUNT_EXISTS: 409,
     Reason.ACCOUNT_NOT_EMPTY: 409,
     Reason.TRANSFER_NOT_FOUND: 404,

@@ -7,7 +7,7 @@ never read, and a body is parsed strictly.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, params
 from fastapi.routing import APIRoute
@@ -18,6 +18,12 @@ from starlette.types import Receive, Scope
 
 from tbot.web.dependencies import check_principal, current_principal
 from tbot.web.limits import check_media_type, parse_json
+from tbot.web.negotiation import STRUCTURED, preferred
+from tbot.web.problems import Problem
+from tbot.web.representation import SECRET
+
+SHOWS_SECRET: Final = {SECRET: True}
+"""The `openapi_extra` of a route whose good answers show a secret: they are sent as they are."""
 
 
 class StrictRequest(Request):
@@ -52,12 +58,15 @@ class StrictRoute(APIRoute):
         body = self.body_field
         form = body is not None and isinstance(body.field_info, params.Form)
         needed = body is not None and body.field_info.is_required()
+        forms = offers(self)
 
         async def strict(request: Request) -> Response:
             if scopes is not None:
                 await check_principal(request, scopes)
+            if forms:
+                _check_accept(request.headers, forms)
             if body is not None and (needed or _has_body(request.headers)):
-                check_media_type(request.headers, form)
+                check_media_type(request.headers, form, request.method)
             return await handler(StrictRequest(request.scope, request.receive))
 
         return strict
@@ -66,6 +75,28 @@ class StrictRoute(APIRoute):
 def _has_body(headers: Headers) -> bool:
     """Whether a request brings a body, by what HTTP/1.1 says (RFC 9112, section 6)."""
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+def offers(route: APIRoute) -> tuple[str, ...]:
+    """The media types that a route's good answers can be had as; none where there is no choice."""
+    declared: dict[str, None] = {}
+    for status, response in route.responses.items():
+        if str(status).startswith("2"):
+            declared |= dict.fromkeys(response.get("content", ()))
+    if route.response_model is None and not declared:
+        return ()
+    structured = STRUCTURED if route.response_model is not None else ()
+    return (*structured, *(name for name in declared if name not in structured))
+
+
+def _check_accept(headers: Headers, forms: tuple[str, ...]) -> None:
+    """Refuse, before anything is done, what could not be answered as the caller likes.
+
+    Raises:
+        Problem: `not_acceptable`.
+    """
+    if preferred(",".join(headers.getlist("accept")), forms) is None:
+        raise Problem("not_acceptable", "this can be had as " + ", ".join(forms))
 
 
 def required_scopes(route: APIRoute) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from tbot.core import clock
 from tbot.web.dependencies import Parts, SecurityReader, SecurityWriter, peer_of
 from tbot.web.fields import Answer, Request, Timestamp
 from tbot.web.openapi import problems
-from tbot.web.routes import router
+from tbot.web.routes import SHOWS_SECRET, router
 from tbot.web.tokens import Code
 
 routes = router("security")
@@ -64,6 +64,7 @@ async def get_factor(parts: Parts, principal: SecurityReader) -> FactorOut:
 @routes.post(
     "/me/totp",
     operation_id="begin_second_factor",
+    openapi_extra=SHOWS_SECRET,
     responses=problems("factor_exists", *_SENSITIVE),
 )
 async def begin_factor(parts: Parts, principal: SecurityWriter) -> EnrolmentOut:
@@ -75,6 +76,7 @@ async def begin_factor(parts: Parts, principal: SecurityWriter) -> EnrolmentOut:
 @routes.post(
     "/me/totp/confirm",
     operation_id="confirm_second_factor",
+    openapi_extra=SHOWS_SECRET,
     responses=problems("factor_not_begun", "invalid_code", "too_many_attempts", *_SENSITIVE),
 )
 async def confirm_factor(
@@ -91,6 +93,7 @@ async def confirm_factor(
 @routes.post(
     "/me/totp/recovery-codes",
     operation_id="renew_recovery_codes",
+    openapi_extra=SHOWS_SECRET,
     responses=problems("factor_not_begun", *_SENSITIVE),
 )
 async def renew_recovery_codes(

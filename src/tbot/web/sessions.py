@@ -26,7 +26,7 @@ from tbot.web.dependencies import (
 from tbot.web.fields import Answer, Id, Request, Timestamp
 from tbot.web.openapi import problems
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
-from tbot.web.routes import router
+from tbot.web.routes import SHOWS_SECRET, router
 from tbot.web.tokens import Mode, Password, Tokens, granted
 
 routes = router("security")
@@ -170,6 +170,7 @@ async def end_sessions(
 @routes.post(
     "/me/password",
     operation_id="change_password",
+    openapi_extra=SHOWS_SECRET,
     response_model=Tokens,
     response_model_exclude_none=True,
     responses=problems(

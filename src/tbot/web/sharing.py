@@ -77,14 +77,18 @@ async def list_members(parts: Parts, principal: AccountReader, account_id: Id) -
     "/accounts/{account_id}/members/{user_id}",
     operation_id="share_account",
     response_model=MemberOut,
-    responses=problems(
-        "insufficient_access",
-        "step_up_required",
-        "key_not_allowed",
-        "overloaded",
-        "outcome_unknown",
-        Reason.ACCOUNT_CLOSED,
-    ),
+    responses={
+        200: {"description": "They were a member already, and are one in this role now."},
+        201: {"model": MemberOut, "description": "They are a member now."},
+        **problems(
+            "insufficient_access",
+            "step_up_required",
+            "key_not_allowed",
+            "overloaded",
+            "outcome_unknown",
+            Reason.ACCOUNT_CLOSED,
+        ),
+    },
 )
 async def share_account(
     request: HttpRequest,
@@ -109,7 +113,8 @@ async def share_account(
     if user is None or user.status != "active":
         raise NotFound("no such user")
     member = next((one for one in found if one.user_id == user_id), None)
-    if member is None and len(found) >= MEMBERS_MAX:
+    new = member is None
+    if new and len(found) >= MEMBERS_MAX:
         raise invalid(f"an account has at most {MEMBERS_MAX} members", parameter="user_id")
     if member is None or member.role is not body.role:
         await _commit(request, parts, principal, account_id, user_id, body.role)
@@ -119,7 +124,8 @@ async def share_account(
     if member is None:  # somebody else took it away again
         raise NotFound("no such member")
     since = clock.stamp(member.since)
-    return json_answer({"user_id": user_id, "role": member.role.value, "since": since})
+    shared = {"user_id": user_id, "role": member.role.value, "since": since}
+    return json_answer(shared, 201 if new else 200)
 
 
 @routes.delete(

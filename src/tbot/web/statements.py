@@ -297,7 +297,7 @@ async def _page(
             opening = await balances_after(connection, account_id, first)
             closing = await balances_after(connection, account_id, last)
         found, end_place = await movements_after(connection, span, place, wanted, size)
-    headers = {"Vary": "Accept"}
+    headers = {}
     following = None
     if end_place is not None:
         place_in: Position = [span.first_seq, span.last_seq, end_place.seq, end_place.skip, ends_at]

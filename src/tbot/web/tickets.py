@@ -13,7 +13,7 @@ from tbot.web.answers import json_answer
 from tbot.web.dependencies import AnyUser, Parts
 from tbot.web.fields import Answer, Request, Timestamp
 from tbot.web.openapi import problems
-from tbot.web.routes import router
+from tbot.web.routes import SHOWS_SECRET, router
 
 routes = router("stream")
 
@@ -44,6 +44,7 @@ class TicketOut(Answer):
 @routes.post(
     "/stream/tickets",
     operation_id="issue_ticket",
+    openapi_extra=SHOWS_SECRET,
     status_code=201,
     response_model=TicketOut,
     responses={

@@ -16,7 +16,7 @@ from tbot.web.browser import check_same_site, clear_cookie, refresh_cookie, set_
 from tbot.web.dependencies import AnyUser, Parts, peer_of
 from tbot.web.fields import Answer, Request
 from tbot.web.openapi import problems
-from tbot.web.routes import router
+from tbot.web.routes import SHOWS_SECRET, router
 
 routes = router("tokens", "/v1/token")
 
@@ -112,6 +112,7 @@ def granted(grant: Grant, response: Response, mode: str = "body") -> Tokens:
 @routes.post(
     "",
     operation_id="log_in",
+    openapi_extra=SHOWS_SECRET,
     response_model_exclude_none=True,
     responses=problems(
         "invalid_credentials",
@@ -165,6 +166,7 @@ async def log_in(
 @routes.post(
     "/mfa",
     operation_id="finish_log_in",
+    openapi_extra=SHOWS_SECRET,
     response_model_exclude_none=True,
     responses=problems(
         "invalid_token",
@@ -192,6 +194,7 @@ async def finish_log_in(
 @routes.post(
     "/refresh",
     operation_id="refresh_tokens",
+    openapi_extra=SHOWS_SECRET,
     response_model_exclude_none=True,
     responses=problems("invalid_token", "cross_site", "unavailable", "outcome_unknown"),
 )
@@ -239,6 +242,7 @@ async def revoke(
 @routes.post(
     "/step-up",
     operation_id="step_up",
+    openapi_extra=SHOWS_SECRET,
     responses=problems(
         "invalid_credentials",
         "invalid_code",

@@ -37,8 +37,9 @@ from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
+from tbot.web.preconditions import TAGGED, IfMatch, changed_since, expected_versions, tag_of
 from tbot.web.problems import invalid
-from tbot.web.routes import router
+from tbot.web.routes import SHOWS_SECRET, router
 
 routes = router("webhooks")
 
@@ -184,7 +185,17 @@ def _delivery_json(delivery: Delivery) -> dict[str, Any]:
 
 def _created(webhook: Webhook) -> Response:
     content = webhook_json(webhook) | {"secret": secret_text(webhook.secret)}
-    return json_answer(content, 201, {"Location": f"/v1/webhooks/{webhook.id}"})
+    headers = {"Location": f"/v1/webhooks/{webhook.id}", "ETag": _tag(webhook)}
+    return json_answer(content, 201, headers)
+
+
+def _tag(webhook: Webhook) -> str:
+    shown = (webhook.seq, webhook.enabled, webhook.disabled_reason)
+    return tag_of(webhook.version, "-".join(map(str, shown)))
+
+
+def _answer(webhook: Webhook) -> Response:
+    return json_answer(webhook_json(webhook), headers={"ETag": _tag(webhook)})
 
 
 def _checked(deps: Deps, url: str) -> str:
@@ -198,6 +209,7 @@ def _checked(deps: Deps, url: str) -> str:
 @routes.post(
     "/webhooks",
     operation_id="create_webhook",
+    openapi_extra=SHOWS_SECRET,
     status_code=201,
     response_model=WebhookCreated,
     responses={
@@ -310,24 +322,43 @@ async def list_webhooks(
 async def get_webhook(parts: Parts, principal: AccountReader, webhook_id: Id) -> Response:
     """Get one webhook as it is now."""
     async with parts.pool.acquire() as connection:
-        return json_answer(webhook_json(await _own(connection, principal, webhook_id)))
+        return _answer(await _own(connection, principal, webhook_id))
 
 
-@routes.patch("/webhooks/{webhook_id}", operation_id="change_webhook", response_model=WebhookOut)
+@routes.patch(
+    "/webhooks/{webhook_id}",
+    operation_id="change_webhook",
+    response_model=WebhookOut,
+    responses={
+        200: TAGGED,
+        **problems("precondition_required", Reason.PRECONDITION_FAILED),
+    },
+)
 async def change_webhook(
-    parts: Parts, principal: WebhookWriter, webhook_id: Id, body: WebhookChange
+    request: HttpRequest,
+    parts: Parts,
+    principal: WebhookWriter,
+    webhook_id: Id,
+    body: WebhookChange,
+    _match: IfMatch = None,
 ) -> Response:
-    """Change a webhook, pause it, or let it go on."""
+    """Change a webhook, pause it, or let it go on. Deliveries meanwhile do not matter."""
     async with parts.pool.acquire() as connection:
         webhook = await _own(connection, principal, webhook_id)
+        versions = expected_versions(request)
+        if versions is not None and str(webhook.version) not in versions:
+            raise changed_since()
         changed = await store.change(
             connection,
             webhook,
             url=None if body.url is None else _checked(parts, body.url),
             kinds=body.kinds,
             enabled=body.enabled,
+            any_version=versions is None,
         )
-    return json_answer(webhook_json(changed))
+    if changed is None:
+        raise changed_since()
+    return _answer(changed)
 
 
 @routes.delete(
@@ -345,7 +376,10 @@ async def delete_webhook(parts: Parts, principal: WebhookWriter, webhook_id: Id)
 
 
 @routes.post(
-    "/webhooks/{webhook_id}/replay", operation_id="replay_webhook", response_model=WebhookOut
+    "/webhooks/{webhook_id}/replay",
+    operation_id="replay_webhook",
+    response_model=WebhookOut,
+    responses={200: TAGGED},
 )
 async def replay_webhook(
     parts: Parts, principal: WebhookWriter, webhook_id: Id, body: Replay
@@ -357,7 +391,7 @@ async def replay_webhook(
     async with parts.pool.acquire() as connection:
         webhook = await _own(connection, principal, webhook_id)
         seq, digest = await _place(connection, webhook.account_id, body.from_sequence)
-        return json_answer(webhook_json(await store.replay(connection, webhook, seq, digest)))
+        return _answer(await store.replay(connection, webhook, seq, digest))
 
 
 @routes.get(

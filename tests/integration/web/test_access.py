@@ -149,7 +149,10 @@ async def test_somebody_elses_things_are_404_on_every_route(site: Any, problem: 
             for other in (bob,) if administered else (bob, root):
                 answers = [
                     await other.request(
-                        method, url(route, **ids), json=BODIES.get((method, route.path))
+                        method,
+                        url(route, **ids),
+                        json=BODIES.get((method, route.path)),
+                        headers={"If-Match": "*"},
                     )
                     for ids in (theirs, missing)
                 ]

@@ -48,7 +48,7 @@ class Traced:
 
     async def __call__(self, method: str, path: str, body: Any = None) -> Any:
         """Send a request that has to succeed; its JSON."""
-        answer = await self._client.request(method, path, json=body)
+        answer = await self._client.request(method, path, json=body, headers={"If-Match": "*"})
         assert answer.is_success, answer.text
         (route,) = [
             r

@@ -12,6 +12,8 @@ import asyncpg
 import httpx
 import pytest
 
+from tbot.web import history
+
 ENTRIES = 100_001
 LONG = 5_000
 MEMORY_BYTES_MAX = 1 << 20
@@ -248,10 +250,20 @@ async def test_only_so_many_at_once(
 
 
 async def test_a_fault_in_the_middle_is_no_end(
-    site: Any, long_account: UUID, owner_url: str, serve: Any
+    site: Any, long_account: UUID, owner_url: str, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over a real socket: what breaks off is told from what is complete."""
-    url = f"{await serve(site)}/v1/accounts/{long_account}/statement"
+    account = f"{await serve(site)}/v1/accounts/{long_account}"
+    url = f"{account}/statement"
+    read, reads = history.entries_after, 0
+
+    async def breaking(*given: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == 4:
+            raise RuntimeError("a fault of ours")
+        return await read(*given)
+
     headers = {
         "Authorization": f"Bearer {await site.token('ann')}",
         "Accept": "application/x-ndjson",
@@ -267,6 +279,9 @@ async def test_a_fault_in_the_middle_is_no_end(
             )
         finally:
             await owner.close()
+        # What is wrong before anything was sent is an answer like any other.
+        assert (await client.get(url)).json()["code"] == "internal_error"
+        monkeypatch.setattr(history, "entries_after", breaking)
         with pytest.raises(httpx.RemoteProtocolError):
-            await client.get(url)
+            await client.get(f"{account}/journal")
     assert site.app.state.exports.running == 0

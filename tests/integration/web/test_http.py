@@ -118,11 +118,11 @@ async def test_head_is_a_get_without_its_body(site: Any, url: str) -> None:
 async def test_methods(site: Any, url: str, problem: Any) -> None:
     async with httpx.AsyncClient(base_url=url) as client:
         for method, path, allow in (
-            ("PUT", "/v1/orders", "DELETE, GET, HEAD, POST"),
-            ("PATCH", "/v1/orders/x", "DELETE, GET, HEAD"),
-            ("DELETE", "/v1/me", "GET, HEAD"),
-            ("TRACE", "/v1/me", "GET, HEAD"),
-            ("PROPFIND", "/v1/token", "POST"),
+            ("PUT", "/v1/orders", "DELETE, GET, HEAD, OPTIONS, POST"),
+            ("PATCH", "/v1/orders/x", "DELETE, GET, HEAD, OPTIONS"),
+            ("DELETE", "/v1/me", "GET, HEAD, OPTIONS"),
+            ("TRACE", "/v1/me", "GET, HEAD, OPTIONS"),
+            ("PROPFIND", "/v1/token", "OPTIONS, POST"),
         ):
             answer = await client.request(method, path)
             problem(answer, 405, "method_not_allowed")

@@ -82,7 +82,7 @@ def test_errors_are_problem_documents_and_complete(site: Any) -> None:
                 assert "WWW-Authenticate" in response["headers"]
             if status == "503":
                 assert "Retry-After" in response["headers"]
-            if status == "201":
+            if status == "201" and "PUT" not in route.methods:
                 assert "Location" in response["headers"]
 
 
@@ -115,8 +115,9 @@ def test_bodies_take_no_unknown_members(site: Any) -> None:
     for route, operation in operations(site):
         if route.body_field is None:
             continue
-        (content,) = operation["requestBody"]["content"].values()
-        schema = content["schema"]
+        contents = list(operation["requestBody"]["content"].values())
+        assert all(content == contents[0] for content in contents)
+        schema = contents[0]["schema"]
         # A body that may be left out is described as one that may be null.
         reference = schema.get("$ref") or schema["anyOf"][0]["$ref"]
         name = reference.rpartition("/")[2]

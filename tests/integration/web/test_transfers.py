@@ -12,6 +12,9 @@ from tbot.web.transfer_forms import BulkOut, LinkedOut, TransferOut, TransferPag
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
 
+ANY = {"If-Match": "*"}
+"""A change of whatever version there is."""
+
 
 def body(source: str, target: str, amount: str = "10", **more: Any) -> dict[str, Any]:
     """A request to transfer USDT."""
@@ -119,7 +122,9 @@ async def test_every_refusal_of_a_new_transfer(site: Any, problem: Any) -> None:
         trading = (await site.account(a))["id"]
         frozen, closed = await site.cash_of("ann", USDT="1"), await site.cash_of("bob")
         for account, status in ((frozen, "frozen"), (closed, "closed")):
-            changed = await root.patch(f"/v1/accounts/{account}", json={"status": status})
+            changed = await root.patch(
+                f"/v1/accounts/{account}", headers=ANY, json={"status": status}
+            )
             assert changed.json()["status"] == status, changed.text
         before = await site.journal_size()
         for wanted, code in (
@@ -330,7 +335,7 @@ async def test_every_write_happens_once_under_its_key(site: Any, problem: Any) -
     async with site.client("ann") as client, site.client("root") as root:
 
         async def twice(who: httpx.AsyncClient, method: str, url: str, **more: Any) -> Any:
-            headers = {"Idempotency-Key": f"{method} {url}".replace(" ", "_")[:128]}
+            headers = {"Idempotency-Key": f"{method} {url}".replace(" ", "_")[:128], **ANY}
             first = await who.request(method, url, headers=headers, **more)
             assert first.status_code < 300, first.text
             size = await site.journal_size()
@@ -390,7 +395,11 @@ async def test_scopes(site: Any, problem: Any) -> None:
         assert (await reader.get("/v1/transfers")).status_code == 200
     async with site.client("ann", "transfers:write") as writer:
         problem(await writer.get("/v1/transfers"), 403, "insufficient_scope")
-        problem(await writer.patch(f"/v1/accounts/{ann}", json={}), 403, "insufficient_scope")
+        problem(
+            await writer.patch(f"/v1/accounts/{ann}", headers=ANY, json={}),
+            403,
+            "insufficient_scope",
+        )
         answer = await writer.post("/v1/transfers", json=body(ann, bob))
         assert answer.status_code == 201
 
@@ -402,23 +411,25 @@ async def test_an_owner_changes_name_and_limits_but_neither_status_nor_overdraft
     url = f"/v1/accounts/{ann}"
     async with site.client("ann") as client, site.client("bob") as bob:
         answer = await client.patch(
-            url, json={"name": "pocket", "limits": {"max_open_orders": 3, "price_collar": "0.1"}}
+            url,
+            headers=ANY,
+            json={"name": "pocket", "limits": {"max_open_orders": 3, "price_collar": "0.1"}},
         )
         AccountOut.model_validate(answer.json())
         assert answer.json()["name"] == "pocket"
         assert answer.json()["limits"]["max_open_orders"] == 3
         assert (await client.get(url)).json() == answer.json()
         # A merge patch: what is not named stays, null is the server's own again.
-        again = await client.patch(url, json={"limits": {"price_collar": None}})
+        again = await client.patch(url, headers=ANY, json={"limits": {"price_collar": None}})
         assert again.json()["limits"]["max_open_orders"] == 3
         assert again.json()["limits"]["price_collar"] == "0.05"
-        same = await client.patch(url, json={"name": "pocket"})
+        same = await client.patch(url, headers=ANY, json={"name": "pocket"})
         assert same.json()["sequence"] == again.json()["sequence"]
         for change in ({"status": "frozen"}, {"limits": {"overdraft": {"USDT": "5"}}}):
-            problem(await client.patch(url, json=change), 403, "insufficient_scope")
+            problem(await client.patch(url, headers=ANY, json=change), 403, "insufficient_scope")
         for change in ({"name": None}, {"status": None}, {"limits": None}, {"venue": "x"}):
-            problem(await client.patch(url, json=change), 422, "validation_failed")
-        problem(await bob.patch(url, json={"name": "x"}), 404, "not_found")
+            problem(await client.patch(url, headers=ANY, json=change), 422, "validation_failed")
+        problem(await bob.patch(url, headers=ANY, json={"name": "x"}), 404, "not_found")
 
 
 async def test_an_administrator_freezes_closes_and_gives_overdrafts(
@@ -429,37 +440,45 @@ async def test_an_administrator_freezes_closes_and_gives_overdrafts(
         url = f"/v1/accounts/{ann}"
         held = await made(client, ann, bob, "4", pending=True)
         kept = await made(client, ann, bob, "1", pending=True)
-        assert (await root.patch(url, json={"status": "frozen"})).json()["status"] == "frozen"
+        assert (await root.patch(url, headers=ANY, json={"status": "frozen"})).json()[
+            "status"
+        ] == "frozen"
         frozen = await client.post(f"/v1/transfers/{held['id']}/post")
         problem(frozen, 422, "account_frozen")
         assert (await client.post(f"/v1/transfers/{kept['id']}/void")).status_code == 200
-        assert (await root.patch(url, json={"status": "open"})).json()["status"] == "open"
+        assert (await root.patch(url, headers=ANY, json={"status": "open"})).json()[
+            "status"
+        ] == "open"
         assert (await client.post(f"/v1/transfers/{held['id']}/post")).status_code == 200
         document = problem(
-            await root.patch(url, json={"status": "closed"}), 409, "account_not_empty"
+            await root.patch(url, headers=ANY, json={"status": "closed"}), 409, "account_not_empty"
         )
         assert document["facts"] == {"balances": {"USDT": "6"}}
-        lent = await root.patch(url, json={"limits": {"overdraft": {"USDT": "20", "BTC": "1"}}})
+        lent = await root.patch(
+            url, headers=ANY, json={"limits": {"overdraft": {"USDT": "20", "BTC": "1"}}}
+        )
         assert lent.json()["limits"]["overdraft"] == {"USDT": "20", "BTC": "1"}
         await made(client, ann, bob, "26")
         more = await client.post("/v1/transfers", json=body(ann, bob, "0.01"))
         problem(more, 422, "insufficient_funds")
-        less = await root.patch(url, json={"limits": {"overdraft": {"BTC": None}}})
+        less = await root.patch(url, headers=ANY, json={"limits": {"overdraft": {"BTC": None}}})
         assert less.json()["limits"]["overdraft"] == {"USDT": "20"}
         bad = {"limits": {"overdraft": {"XYZ": "1"}}}
-        problem(await root.patch(url, json=bad), 422, "asset_unknown")
+        problem(await root.patch(url, headers=ANY, json=bad), 422, "asset_unknown")
         trading = (await site.account(client))["id"]
         problem(
             await root.patch(
-                f"/v1/accounts/{trading}", json={"limits": {"overdraft": {"USDT": "1"}}}
+                f"/v1/accounts/{trading}",
+                headers=ANY,
+                json={"limits": {"overdraft": {"USDT": "1"}}},
             ),
             422,
             "overdraft_not_allowed",
         )
         empty = await site.cash_of("ann")
-        await root.patch(f"/v1/accounts/{empty}", json={"status": "closed"})
+        await root.patch(f"/v1/accounts/{empty}", headers=ANY, json={"status": "closed"})
         for change in ({"status": "open"}, {"name": "x"}):
-            answer = await root.patch(f"/v1/accounts/{empty}", json=change)
+            answer = await root.patch(f"/v1/accounts/{empty}", headers=ANY, json=change)
             problem(answer, 422, "account_closed")
 
 

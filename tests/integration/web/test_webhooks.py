@@ -210,7 +210,7 @@ async def test_too_many_dead_letters_disable_and_their_owner_enables(
         await eventually(disabled)
         assert receiver.sequences() == [1, 2]
         receiver.status = 200
-        changed = await client.patch(path, json={"enabled": True})
+        changed = await client.patch(path, headers={"If-Match": "*"}, json={"enabled": True})
         assert (changed.json()["enabled"], changed.json()["disabled_reason"]) == (True, None)
         await eventually(lambda: receiver.sequences() == [1, 2, 3, 4, 5])
         receiver.status = 410
@@ -221,7 +221,9 @@ async def test_too_many_dead_letters_disable_and_their_owner_enables(
 
         await eventually(gone)
         assert receiver.sequences()[5:] == [6]
-        paused = await client.patch(path, json={"enabled": False, "kinds": ["order.*"]})
+        paused = await client.patch(
+            path, headers={"If-Match": "*"}, json={"enabled": False, "kinds": ["order.*"]}
+        )
         assert paused.json()["kinds"] == ["order.*"]
         assert paused.json()["disabled_reason"] == "gone"
 
@@ -326,7 +328,11 @@ async def test_webhooks_are_their_owners_alone_and_so_many(
             ("GET", "/deliveries", None),
             ("GET", "/dead-letters", None),
         ):
-            problem(await bob.request(method, path + suffix, json=content), 404, "not_found")
+            problem(
+                await bob.request(method, path + suffix, json=content, headers={"If-Match": "*"}),
+                404,
+                "not_found",
+            )
         problem(
             await client.post(f"{path}/replay", json={"from_sequence": 99}),
             422,

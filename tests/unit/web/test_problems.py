@@ -78,7 +78,7 @@ def test_each_refusal_has_a_document(reason: Reason) -> None:
     problem = refused(Refused(reason, "why", {"limit": "5"}))
     document = problem.document("r1")
     assert document["code"] == reason.value
-    assert document["status"] in (403, 404, 409, 422, 503)
+    assert document["status"] in (403, 404, 409, 412, 422, 503)
     assert document["facts"] == {"limit": "5"}
     assert document["title"]
     assert not set(CATALOGUE) & {reason.value}
