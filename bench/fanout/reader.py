@@ -6,6 +6,7 @@ the server but the protocol. `open_reader` says which it is.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import re
@@ -88,6 +89,9 @@ class Reader(Protocol):
     def is_open(self, index: int) -> bool:
         """Whether the server has not ended this connection."""
 
+    def send(self, index: int, data: bytes) -> None:
+        """Send a client's frame; one that the server has just cut hears nothing more."""
+
     def drop(self, index: int) -> None:
         """End a connection without a word."""
 
@@ -126,6 +130,10 @@ class CompiledReader:
 
     def is_open(self, index: int) -> bool:
         return bool(self._library.reader_open(self._reader, index))
+
+    def send(self, index: int, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._sockets[index].send(data)
 
     def drop(self, index: int) -> None:
         self._library.reader_drop(self._reader, index)
@@ -184,6 +192,10 @@ class PlainReader:
 
     def is_open(self, index: int) -> bool:
         return self._open[index]
+
+    def send(self, index: int, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._sockets[index].send(data)
 
     def drop(self, index: int) -> None:
         if self._open[index]:

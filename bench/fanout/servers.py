@@ -26,6 +26,7 @@ from uuid import UUID
 import uvicorn
 import uvloop
 from fanout.trades import FIRST, Trades, paced, symbol_of
+from fanout.world import USERS
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from writepath.place import SERVER_CORE, pin
 
@@ -38,6 +39,7 @@ from tbot.core import log
 from tbot.core.errors import TBotError
 from tbot.core.ids import new_id
 from tbot.core.settings import Settings, StreamSettings
+from tbot.db.pool import transaction
 from tbot.journal.commands import SYSTEM
 from tbot.ledger.entries import ChangeAccount, Limits, OpenAccount
 from tbot.market.channels import CHANNELS, Market, Wanted, wanted
@@ -47,7 +49,6 @@ from tbot.market.topics import Topic
 from tbot.web.server import server_options
 from tbot.web.stream import Streams
 
-USERS: Final = 8
 LIMITS: Final = Limits(
     max_order_notional=Decimal(1), max_open_orders=1, price_collar=Decimal("0.05")
 )
@@ -131,7 +132,7 @@ class Ours:
             users.append(user.id)
         scopes = granted(Role.TRADER, "")
         tokens = []
-        async with auth_store.transaction(auth.pool) as connection:
+        async with transaction(auth.pool) as connection:
             for number in range(clients):
                 session_id, user_id = new_id(), users[number % len(users)]
                 expires_at = await auth_store.insert_session(

@@ -19,6 +19,8 @@ from fanout.reader import Reader, Stats, open_reader
 
 HERE: Final = Path(__file__).resolve().parent
 FILES: Final = 20_000
+USERS: Final = 8
+"""Client n belongs to user n modulo this many, and so does account n."""
 SMALL_BYTES: Final = 16_384
 """Receive buffer of a client that is to stall soon after it stops reading."""
 PER_ADDRESS: Final = 20_000
@@ -158,6 +160,10 @@ class Crowd:
         """Begin to count anew; returns what was counted."""
         before, self.stats = self.stats, Stats()
         return before
+
+    def say(self, index: int, message: dict[str, Any]) -> None:
+        """Let one client send a message; the server reads, so that there is room for it."""
+        self.reader.send(index, frame(json.dumps(message).encode()))
 
     def run(self, seconds: float) -> Stats:
         """Read for so long; returns what was read."""
