@@ -5,8 +5,8 @@
 After each generation everybody leaves: then memory, tasks and file descriptors of the server are
 read. The first third of the time is for warming up. Memory is flat when the median of the last
 readings is not above that of the first ones by more than it may be: single readings scatter with
-what the allocator has given back at that moment. Ends with one line of JSON; exit code 1 when memory
-grew, or anything was left behind.
+what the allocator has given back at that moment. Ends with one line of JSON; exit code 1 when
+memory grew, or anything was left behind.
 """
 
 from __future__ import annotations
