@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 import httpx
 import pytest
+import structlog
 
 from tbot.web import history
 
@@ -268,7 +269,7 @@ async def test_a_fault_in_the_middle_is_no_end(
         "Authorization": f"Bearer {await site.token('ann')}",
         "Accept": "application/x-ndjson",
     }
-    async with httpx.AsyncClient(headers=headers, trust_env=False) as client:
+    async with httpx.AsyncClient(headers=headers, trust_env=False, timeout=60) as client:
         whole = await client.get(url)
         assert json.loads(whole.text.splitlines()[-1])["type"] == "closing"
         owner = await asyncpg.connect(owner_url)
@@ -279,9 +280,10 @@ async def test_a_fault_in_the_middle_is_no_end(
             )
         finally:
             await owner.close()
-        # What is wrong before anything was sent is an answer like any other.
-        assert (await client.get(url)).json()["code"] == "internal_error"
-        monkeypatch.setattr(history, "entries_after", breaking)
-        with pytest.raises(httpx.RemoteProtocolError):
-            await client.get(f"{account}/journal")
+        with structlog.testing.capture_logs():
+            # What is wrong before anything was sent is an answer like any other.
+            assert (await client.get(url)).json()["code"] == "internal_error"
+            monkeypatch.setattr(history, "entries_after", breaking)
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(f"{account}/journal")
     assert site.app.state.exports.running == 0
