@@ -21,6 +21,7 @@ import asyncpg
 import uvicorn
 import uvloop
 from pydantic import BaseModel
+from writepath import edgecost
 from writepath.place import SERVER_CORE, pin
 from writepath.stock import stock_app
 from writepath.transaction import OneTransactionEach
@@ -181,6 +182,25 @@ async def _stock(dsn: str, options: dict[str, Any]) -> None:
         await _serve({**config, "lifespan": "off"}, {"token": token, "accounts": []})
 
 
+_NO_LIMITS: Mapping[str, Any] = {}
+"""Settings that let one client ask as often as it can."""
+
+
+async def _edge(dsn: str, _options: dict[str, Any]) -> None:
+    """T-Bot's own application with routes that do nothing."""
+    edgecost.add_routes()
+    async with running(_settings(_NO_LIMITS), dsn, None) as parts:
+        token, _ = await _token(parts)
+        await serve_http(parts, _listen({"token": token}), _standard_input_ended())
+
+
+async def _layers(dsn: str, _options: dict[str, Any]) -> None:
+    """No server: what each layer of the edge costs, told at once."""
+    async with running(_settings(_NO_LIMITS), dsn, None) as parts:
+        token, _ = await _token(parts)
+        _listen({"layers": await edgecost.layers(parts, token)}).close()
+
+
 def _listen(facts: dict[str, Any]) -> socket.socket:
     """Take a port, and tell it with what else one has to know."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
@@ -218,6 +238,8 @@ KINDS: dict[str, Callable[[str, dict[str, Any]], Awaitable[None]]] = {
     "ours": _ours,
     "one_transaction": _one_transaction,
     "stock": _stock,
+    "edge": _edge,
+    "layers": _layers,
 }
 
 
