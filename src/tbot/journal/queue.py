@@ -122,7 +122,13 @@ class CommandQueue:
     async def wait(self) -> None:
         """Return once something waits, or once the queue is closed."""
         if not self.closed:
+            if not self._length:
+                self._filled.clear()
             await self._filled.wait()
+
+    def stir(self) -> None:
+        """Let whoever waits look, although nothing came into the queue."""
+        self._filled.set()
 
     def close(self) -> None:
         """Take nothing more; what waits can still be taken."""
