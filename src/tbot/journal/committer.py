@@ -254,7 +254,7 @@ class Committer:
         try:
             sql, parameters = batch.statement(self._projections, self._lane)
             batch.committing = True
-            sending = asyncio.ensure_future(connection.fetch(sql, *parameters))
+            sending = asyncio.ensure_future(_send(connection, sql, parameters))
             with _bounded(connection, self._settings.transaction_timeout_s + 1):
                 await asyncio.sleep(0)  # until it is on its way
                 self._open_next()
@@ -487,6 +487,10 @@ def _bounded(connection: Connection, time_s_max: float) -> Iterator[None]:
         yield
     finally:
         watchdog.cancel()
+
+
+async def _send(connection: Connection, sql: str, parameters: Sequence[Any]) -> None:
+    await connection.fetch(sql, *parameters)
 
 
 async def _free_lane(connection: Connection) -> int:
