@@ -41,7 +41,7 @@ from tbot.journal.ahead import AheadBatch
 from tbot.journal.batch import Batch, CommandFailed, Committed, Connection, StateCache
 from tbot.journal.commands import Accepted, Command, Priority, Projection, Switch
 from tbot.journal.once import Kept, Once
-from tbot.journal.queue import CommandQueue, Pending
+from tbot.journal.queue import Answers, CommandQueue, Outcome, Pending, PendingOfMany
 
 _log = structlog.get_logger(__name__)
 
@@ -176,6 +176,7 @@ class Committer:
         # A caller that goes away cancels this future of its own and nothing else.
         return await pending.future
 
+<<<<<<< HEAD
     def _join(self, pending: Pending) -> bool:
         """Decide a command ahead, as one of the next batch; False if it has to wait its turn."""
         batch = self._next
@@ -209,6 +210,30 @@ class Committer:
         if batch is not None:
             self._cache.drop(list(batch.states))
             self._queue.put_back(batch.pendings)
+=======
+    async def commit_all(
+        self, asked: Sequence[tuple[Command[Any], Once | None]]
+    ) -> list[Outcome | Exception]:
+        """Decide many commands, each for itself, and make them durable: one wait for all.
+
+        Args:
+            asked: Commands (no reports) and their idempotency keys. They are decided in this
+                order, though not necessarily in one transaction.
+
+        Returns:
+            In the same order what `commit` would have answered or raised.
+        """
+        if not asked:
+            return []
+        answers, now_s = Answers(len(asked)), clock.boot_s()
+        self._queue.put_all(
+            [
+                PendingOfMany(command, once, now_s, answers, place)
+                for place, (command, once) in enumerate(asked)
+            ]
+        )
+        return await answers.future
+>>>>>>> main
 
     async def _run(self) -> None:
         while True:
