@@ -111,8 +111,12 @@ class Committer:
         self.healthy = False
         _WAITING.set_function(self._waiting)
 
+    def _decided(self) -> int:
+        """Commands that are decided ahead and not being written yet."""
+        return 0 if self._next is None else len(self._next.pendings)
+
     def _waiting(self) -> int:
-        return len(self._queue) + (0 if self._next is None else len(self._next.pendings))
+        return len(self._queue) + self._decided()
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with the entries of every batch, right after its COMMIT.
@@ -171,12 +175,38 @@ class Committer:
             NotFound: An account that it names does not exist.
         """
         pending = Pending(command, once)
-        if len(self._queue) or not self._join(pending):
-            await self._queue.put(pending)
+        if not self._enter(pending):
+            await self._queue.put(pending, self._decided())
         # A caller that goes away cancels this future of its own and nothing else.
         return await pending.future
 
-<<<<<<< HEAD
+    async def commit_all(
+        self, asked: Sequence[tuple[Command[Any], Once | None]]
+    ) -> list[Outcome | Exception]:
+        """Decide many commands, each for itself, and make them durable: one wait for all.
+
+        Args:
+            asked: Commands (no reports) and their idempotency keys. They are decided in this
+                order, though not necessarily in one transaction.
+
+        Returns:
+            In the same order what `commit` would have answered or raised.
+        """
+        if not asked:
+            return []
+        answers, now_s = Answers(len(asked)), clock.boot_s()
+        for place, (command, once) in enumerate(asked):
+            pending = PendingOfMany(command, once, now_s, answers, place)
+            if not self._enter(pending):
+                self._queue.put_one(pending, self._decided())
+        return await answers.future
+    def _enter(self, pending: Pending) -> bool:
+        """Decide a command as it arrives, unless others wait before it or there is no place."""
+        if len(self._queue):
+            return False
+        places = self._queue.places(pending.command.priority)
+        return self._decided() < places and self._join(pending)
+
     def _join(self, pending: Pending) -> bool:
         """Decide a command ahead, as one of the next batch; False if it has to wait its turn."""
         batch = self._next
@@ -210,30 +240,6 @@ class Committer:
         if batch is not None:
             self._cache.drop(list(batch.states))
             self._queue.put_back(batch.pendings)
-=======
-    async def commit_all(
-        self, asked: Sequence[tuple[Command[Any], Once | None]]
-    ) -> list[Outcome | Exception]:
-        """Decide many commands, each for itself, and make them durable: one wait for all.
-
-        Args:
-            asked: Commands (no reports) and their idempotency keys. They are decided in this
-                order, though not necessarily in one transaction.
-
-        Returns:
-            In the same order what `commit` would have answered or raised.
-        """
-        if not asked:
-            return []
-        answers, now_s = Answers(len(asked)), clock.boot_s()
-        self._queue.put_all(
-            [
-                PendingOfMany(command, once, now_s, answers, place)
-                for place, (command, once) in enumerate(asked)
-            ]
-        )
-        return await answers.future
->>>>>>> main
 
     async def _run(self) -> None:
         while True:
