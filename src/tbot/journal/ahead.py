@@ -39,9 +39,7 @@ class AheadBatch(Batch):
     heads: dict[UUID, tuple[int, bytes]] = field(default_factory=dict)
     context: Context | None = None
 
-    def join(
-        self, pending: Pending, projections: Sequence[Projection], cache: StateCache
-    ) -> bool:
+    def join(self, pending: Pending, projections: Sequence[Projection], cache: StateCache) -> bool:
         """Decide one more command, if everything that it needs is in memory.
 
         Returns:

@@ -200,6 +200,7 @@ class Committer:
             if not self._enter(pending):
                 self._queue.put_one(pending, self._decided())
         return await answers.future
+
     def _enter(self, pending: Pending) -> bool:
         """Decide a command as it arrives, unless others wait before it or there is no place."""
         if len(self._queue):
