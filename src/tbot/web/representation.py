@@ -179,9 +179,9 @@ def streamed(asked: Asked, status: int, given: Fields) -> tuple[int, Fields, Str
     """The status and headers of an answer in pieces, and what packs the pieces, if anything."""
     fields = dict(given)
     packer = None
-    if asked.reads and status == 200:
-        if is_current(asked.headers, fields.get(b"etag"), fields.get(b"last-modified")):
-            return 304, [*_of_304(given), *asked.common(given)], None
+    good = asked.reads and status == 200
+    if good and is_current(asked.headers, fields.get(b"etag"), fields.get(b"last-modified")):
+        return 304, [*_of_304(given), *asked.common(given)], None
     media = fields.get(b"content-type", b"").partition(b";")[0]
     accepted = asked.headers.get(b"accept-encoding", b"")
     if media in _STREAMED and coding_of(accepted, True) == GZIP:

@@ -111,9 +111,10 @@ async def test_pages_reach_from_the_open_candle_to_the_first(market: Any, proble
 async def test_what_is_over_may_be_kept_and_what_is_open_hardly(market: Any) -> None:
     async with market.client("ann") as client:
         span = {"from": "2024-08-08T00:10:00Z", "to": "2024-08-08T00:20:00Z"}
+        await market.pool.execute("UPDATE candles SET stored_at = now() + interval '1 hour'")
         just_now = await client.get(PATH, params=span)
-        assert "last-modified" not in just_now.headers  # it would lie within this second
-        await market.pool.execute("UPDATE candles SET stored_at = stored_at - interval '1 minute'")
+        assert "last-modified" not in just_now.headers  # it would be later than the answer
+        await market.pool.execute("UPDATE candles SET stored_at = now() - interval '1 hour'")
         over = await client.get(PATH, params=span)
         assert starts(over.json()) == list(range(19, 9, -1))
         assert over.headers["cache-control"] == "private, max-age=86400, immutable"

@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from tbot.web import history
+from tbot.web.entries import entries_after
 
 ENTRIES = 100_001
 LONG = 5_000
@@ -256,7 +257,7 @@ async def test_a_fault_in_the_middle_is_no_end(
     """Over a real socket: what breaks off is told from what is complete."""
     account = f"{await serve(site)}/v1/accounts/{long_account}"
     url = f"{account}/statement"
-    read, reads = history.entries_after, 0
+    read, reads = entries_after, 0
 
     async def breaking(*given: Any) -> Any:
         nonlocal reads

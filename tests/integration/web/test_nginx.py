@@ -147,7 +147,9 @@ def curl(tmp_path: Path) -> Any:
     return ask
 
 
-async def test_the_api_over_http2(site: Any, nginx: tuple[str, str], curl: Any) -> None:
+async def test_the_api_over_http2(
+    site: Any, nginx: tuple[str, str], curl: Any, tmp_path: Path
+) -> None:
     url, plain = nginx
     token = ("-H", f"Authorization: Bearer {await site.token('ann')}")
     version, status, headers, body = await curl(f"{url}/v1/me", "--http2", *token)
@@ -164,7 +166,8 @@ async def test_the_api_over_http2(site: Any, nginx: tuple[str, str], curl: Any) 
     version, status, headers, _ = await curl(f"{url}/v1/accounts", "--http2", *token, *new)
     assert (version, status) == ("HTTP/2", 201)
     assert headers["location"].startswith("/v1/accounts/")
-    large = ("-H", "Content-Type: application/json", "-d", " " * 262_145)
+    (tmp_path / "large").write_bytes(b" " * 262_145)
+    large = ("-H", "Content-Type: application/json", "-d", f"@{tmp_path / 'large'}")
     assert (await curl(f"{url}/v1/accounts", "--http2", *token, *large))[1] == 413
     # What is for operators, and what came in the clear.
     assert (await curl(f"{url}/metrics", "--http2"))[1] == 404

@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from tbot.core import trace
 from tbot.core.settings import HttpSettings
+from tbot.venues.binance.rest import traced
 from tbot.web.answers import json_answer
 from tbot.web.compression import GZIP_BITS, Stream
 from tbot.web.cors import Origins
@@ -369,6 +370,17 @@ async def test_a_trace_goes_on(client: httpx.AsyncClient) -> None:
     own = await client.get("/old", headers={**given, "X-Request-Id": "mine"})
     assert own.headers["x-request-id"] == "mine"
     assert (await client.get("/old")).json() == {}, "the next request is not of that trace"
+
+
+async def test_calls_to_a_venue_carry_it_on() -> None:
+    found = trace.read(f"00-{TRACE}-{PARENT}-01", ["a=1"])
+    assert found is not None
+    for current, sent in ((found, found.parent), (None, None)):
+        trace.begun(current)
+        request = httpx.Request("POST", "http://venue/api/v3/order", headers={"X-MBX-APIKEY": "k"})
+        await traced(request)
+        assert request.headers.get("traceparent") == sent
+        assert request.headers["x-mbx-apikey"] == "k"
 
 
 @pytest.mark.parametrize(

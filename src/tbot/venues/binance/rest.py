@@ -8,6 +8,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
+from tbot.core import trace
 from tbot.core.errors import VenueAmbiguous, VenueDown, VenueError, VenueNotSent
 from tbot.venues.binance.outcome import failure
 from tbot.venues.binance.wire import Signer, rest_query, used_counts
@@ -16,6 +17,11 @@ from tbot.venues.governor import Governor
 
 _TIMEOUT_S: Final = httpx.Timeout(12.0, connect=5.0)
 _decode = msgspec.json.Decoder().decode
+
+
+async def traced(request: httpx.Request) -> None:
+    """Have a call carry on the trace that caused it, if any."""
+    request.headers.update(trace.outgoing())
 
 
 class RestCalls:
@@ -48,6 +54,7 @@ class RestCalls:
             headers={"X-MBX-APIKEY": signer.api_key},
             limits=httpx.Limits(max_connections=16, max_keepalive_connections=8),
             trust_env=False,
+            event_hooks={"request": [traced]},
         )
 
     async def close(self) -> None:
