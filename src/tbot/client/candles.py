@@ -151,7 +151,7 @@ class CandlesChannel(Channel):
             self.missed(message["why"], None)
         else:
             await self._give(msgspec.convert(message["data"], Candle))
-        self.backoff.reset()
+        self.progressed()
         return True
 
     async def _give(self, candle: Candle) -> None:

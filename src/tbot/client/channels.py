@@ -146,6 +146,7 @@ class Channel:
         number: The server's number for it in this connection; None until it is confirmed.
         seq: Number of the last message taken; None before the first.
         waiting: It cannot go on before it was subscribed again.
+        repairs: How often in a row something was missing.
         fresh: It was just subscribed: the next snapshot is what it asked for, whatever its number.
     """
 
@@ -161,6 +162,7 @@ class Channel:
         self.epoch = ""
         self.waiting = True
         self.fresh = True
+        self.repairs = 0
         self.backoff = FullJitter(0.05, 5.0)
         self.on_gap: Callable[[Gap], None] = lambda gap: None
         self.latest: Any = None
@@ -185,7 +187,12 @@ class Channel:
     @property
     def tries_to_resume(self) -> bool:
         """Whether it still asks to go on where it was: not when that has failed again and again."""
-        return self.seq is not None and self.backoff.attempts <= REPAIRS_MAX
+        return self.seq is not None and self.repairs <= REPAIRS_MAX
+
+    def progressed(self) -> None:
+        """A message fitted."""
+        self.repairs = 0
+        self.backoff.reset()
 
     def begins(self, seq: int) -> bool:
         """Whether a snapshot with this number is a new one; an old one that comes again is not."""
@@ -266,7 +273,7 @@ class TradesChannel(Channel):
             self.missed(message["why"], seq - message["from"] + 1 if slow else None)
         else:
             await self._give(msgspec.convert(message["data"], Trade))
-        self.backoff.reset()
+        self.progressed()
         return True
 
     async def _begin(self, recent: list[dict[str, Any]]) -> None:
@@ -329,7 +336,7 @@ class BookChannel(Channel):
             return self._resync()
         self.seq = seq
         self.latest = book
-        self.backoff.reset()
+        self.progressed()
         for listener in list(self.listeners):
             told(listener, book)
         await self.give(book)
@@ -390,7 +397,7 @@ class AccountChannel(Channel):
             postings=msgspec.convert(body["postings"], _POSTINGS),
         )
         self.seq, self._hash = seq, message["hash"]
-        self.backoff.reset()
+        self.progressed()
         await self.give(entry)
         return True
 

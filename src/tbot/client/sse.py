@@ -27,7 +27,7 @@ class Event:
 
 
 class EventParser:
-    """Takes a `text/event-stream` apart.
+    r"""Takes a `text/event-stream` apart.
 
     Args:
         size_bytes_max: Of one event; a larger one is a `ProtocolError`.
@@ -37,7 +37,7 @@ class EventParser:
 
     Example:
         >>> parser = EventParser(1000)
-        >>> parser.feed(b"id: 7\\ndata: on") + parser.feed(b"e\\n\\n")
+        >>> parser.feed(b"id: 7\ndata: on") + parser.feed(b"e\n\n")
         [Event(name='message', data='one', id='7')]
     """
 

@@ -27,6 +27,7 @@ from tbot.client.ordering import ConnectionLost, Ordering
 from tbot.client.reconnecting import Lost, retry_after_of
 from tbot.client.subscribing import (
     MESSAGE_BYTES_MAX,
+    PATIENT,
     Credentials,
     GapListener,
     Subscribing,
@@ -69,7 +70,7 @@ class Stream(Subscribing, Ordering):
         on_gap: GapListener | None = None,
         on_close: Callable[[Any], None] | None = None,
         packed: bool = False,
-        timing: Timing = Timing(),
+        timing: Timing = PATIENT,
     ) -> None:
         super().__init__(tokens, on_gap, on_close, timing)
         scheme, _, rest = base_url.rstrip("/").partition("://")
@@ -127,14 +128,14 @@ class Stream(Subscribing, Ordering):
 
     async def _log_in(self, socket: ClientConnection, token: str) -> float:
         """Say who we are; how many seconds the token counts, as the server's clock has it."""
-        hello = _parsed(await socket.recv())
+        hello = parsed(await socket.recv())
         if hello["op"] != "hello":
             raise ProtocolError("the first message is not hello")
         self._greeted(hello)
         self._clock = (hello.get("at"), time.monotonic())
         auth = {"op": "auth", "id": _AUTH_ID, self._tokens.kind: token}
         await socket.send(self._written(auth))
-        while (message := _parsed(await socket.recv()))["op"] != "authed":
+        while (message := parsed(await socket.recv()))["op"] != "authed":
             if message["op"] == "error" and message.get("code") == "invalid_token":
                 await self._token_refused(token, str(message.get("msg")))
                 raise Unavailable("the access token was not accepted")
@@ -152,7 +153,7 @@ class Stream(Subscribing, Ordering):
         try:
             await self._ask(list(self._channels.values()))
             while True:
-                message = _parsed(await socket.recv())
+                message = parsed(await socket.recv())
                 self._heard_at_s = time.monotonic()
                 self._busy = True
                 await self._heard(message)
@@ -168,7 +169,7 @@ class Stream(Subscribing, Ordering):
             every_s = min(HEARTBEAT_S_MAX, self.limit("heartbeat_s", HEARTBEAT_S, 0.1))
             await asyncio.sleep(every_s)
             try:
-                pong = await socket.ping()
+                pong = asyncio.ensure_future(await socket.ping())
                 asked_at_s = time.monotonic()
                 while not pong.done():
                     await asyncio.wait((pong,), timeout=every_s)
@@ -257,9 +258,7 @@ class Stream(Subscribing, Ordering):
 
     def _draining(self, message: dict[str, Any]) -> None:
         """The server goes away: orders wait for the next connection, which comes soon."""
-        after_ms = message.get("reconnect_after_ms")
-        known = isinstance(after_ms, int | float) and after_ms >= 0
-        self._patience.drain_s = min(60.0, after_ms / 1000) if known else 0.0
+        self._going_away(message)
         self._online.clear()
         self._abort_later(self.timing.drain_s, lambda: True)
 
@@ -292,7 +291,7 @@ class Stream(Subscribing, Ordering):
             try:
                 await self._socket.send(self._written(message))
             except ConnectionClosed as closed:
-                raise Lost(1006, "connection lost") from closed
+                raise _lost(closed) from closed
 
     def _number(self) -> int:
         self._next_id += 1
@@ -345,7 +344,12 @@ def _lost(closed: ConnectionClosed) -> Lost:
     return Lost(theirs.code, theirs.reason)
 
 
-def _parsed(text: str | bytes) -> dict[str, Any]:
+def parsed(text: str | bytes) -> dict[str, Any]:
+    """A message of either protocol.
+
+    Raises:
+        ProtocolError: It is none.
+    """
     try:
         message = msgspec.msgpack.decode(text) if isinstance(text, bytes) else json.loads(text)
     except (ValueError, RecursionError) as error:

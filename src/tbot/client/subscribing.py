@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 from uuid import UUID
 
+from tbot.client.book import Book
 from tbot.client.candles import CandleInterval, CandlesChannel
 from tbot.client.channels import (
     BookChannel,
@@ -37,7 +38,6 @@ from tbot.client.models import (
     Ticker,
     Trade,
 )
-from tbot.client.book import Book
 from tbot.client.reconnecting import Ending, Lost, Patience, ending_of
 
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -69,6 +69,9 @@ class Timing:
     drain_s: float = 10.0
 
 
+PATIENT: Final = Timing()
+
+
 class Credentials(Protocol):
     """Gives what logs in: see `TokenKeeper` and `TicketKeeper`."""
 
@@ -86,6 +89,9 @@ class Credentials(Protocol):
             AuthError: There is none to be had.
             Unavailable: Not now.
         """
+
+    async def renew(self) -> object:
+        """The one at hand has ended: make sure that the next is another; raises as `get`."""
 
 
 class Subscribing(ABC):
@@ -346,7 +352,7 @@ class Subscribing(ABC):
             raise StreamClosed(lost.code, lost.reason)
         if ending is Ending.RENEW:
             with contextlib.suppress(Unavailable):  # the next attempt tries again
-                await self._tokens.get(stale=await self._tokens.get())
+                await self._tokens.renew()
         return self._patience.after(ending, lasted_s, lost.at_least_s)
 
     async def _token_refused(self, token: str, why: str) -> None:
@@ -408,6 +414,7 @@ class Subscribing(ABC):
             return
         channel.waiting = True
         # At once the first time; a channel that never fits must not keep the server busy.
+        channel.repairs += 1
         first = channel.backoff.attempts == 0
         delay_s = channel.backoff.next_s()
         self._want_again(channel, 0.0 if first else delay_s)
@@ -438,6 +445,12 @@ class Subscribing(ABC):
             del self._channels[channel.key]
         for taker in list(channel.takers):
             taker.end(Refused(str(error.get("code")), str(error.get("msg"))))
+
+    def _going_away(self, message: dict[str, Any]) -> None:
+        """The server is about to close, and says when to come back."""
+        after_ms = message.get("reconnect_after_ms")
+        known = isinstance(after_ms, int | float) and after_ms >= 0
+        self._patience.drain_s = min(60.0, float(after_ms or 0) / 1000) if known else 0.0
 
     def _access_ended(self, message: dict[str, Any]) -> bool:
         """Take an error about one channel; False when it is about none of ours."""

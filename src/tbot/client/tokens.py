@@ -244,3 +244,6 @@ class TicketKeeper:
     async def get(self, stale: str | None = None) -> str:
         """A fresh ticket, each time; `stale` makes no difference."""
         return await self._fetch()
+
+    async def renew(self) -> None:
+        """Each ticket is another anyway."""
