@@ -230,8 +230,8 @@ class LatestChannel(Channel):
     async def take(self, message: dict[str, Any]) -> bool:
         """See `Channel.take`."""
         if message["op"] == "snap" and self.begins(message["seq"]):
-            self.seq = message["seq"]
             self.latest = msgspec.convert(message["data"], self._kinds[self.name])
+            self.seq = message["seq"]
             await self.give(self.latest)
         return True
 
@@ -258,7 +258,8 @@ class TradesChannel(Channel):
         op, seq = message["op"], message["seq"]
         if op == "snap":
             if self.begins(seq):
-                await self._begin(message["data"]["trades"])
+                recent = msgspec.convert(message["data"]["trades"], list[Trade])
+                await self._begin(recent)
                 self.seq = seq
             return True
         self.fresh = False
@@ -267,18 +268,18 @@ class TradesChannel(Channel):
             return False  # something is missing: the server may still have it
         if seq <= self.seq:
             return True  # a repetition
-        self.seq = seq
-        if op == "gap":
+        trade = None if op == "gap" else msgspec.convert(message["data"], Trade)
+        self.seq = seq  # only now: what is not understood has to be asked for again
+        if trade is None:
             slow = message["why"] == "slow"
             self.missed(message["why"], seq - message["from"] + 1 if slow else None)
         else:
-            await self._give(msgspec.convert(message["data"], Trade))
+            await self._give(trade)
         self.progressed()
         return True
 
-    async def _begin(self, recent: list[dict[str, Any]]) -> None:
+    async def _begin(self, trades: list[Trade]) -> None:
         """A fresh start: fill in from the newest trades what was missed, as far as they reach."""
-        trades = msgspec.convert(recent, list[Trade])
         last = self._last
         if last is None:
             self._last = trades[-1] if trades else None

@@ -115,9 +115,7 @@ class EventStream(Subscribing):
         place = place_text(channels)
         if place:
             headers["Last-Event-ID"] = place
-        # Silence is filled with comments: two of them missing is a connection that is dead.
-        every_s = min(HEARTBEAT_S_MAX, self.limit("heartbeat_s", HEARTBEAT_S, 0.1))
-        timeout = httpx.Timeout(self.timing.connect_s, read=2 * every_s + 1)
+        timeout = httpx.Timeout(self.timing.connect_s, read=None)  # `_read` does it
         try:
             async with self._http.stream(
                 "GET", "/v1/events", params=params, headers=headers, timeout=timeout
@@ -152,7 +150,17 @@ class EventStream(Subscribing):
 
     async def _read(self, answer: httpx.Response) -> None:
         parser = EventParser(MESSAGE_BYTES_MAX)
-        async for chunk in answer.aiter_bytes():
+        chunks = answer.aiter_bytes()
+        while True:
+            # Silence is filled with comments: two of them missing is a connection that is dead.
+            every_s = min(HEARTBEAT_S_MAX, self.limit("heartbeat_s", HEARTBEAT_S, 0.1))
+            try:
+                async with asyncio.timeout(2 * every_s + 1):
+                    chunk = await anext(chunks, None)
+            except TimeoutError:
+                raise Lost(1006, "the server is silent", self._retry_s) from None
+            if chunk is None:
+                return
             for event in parser.feed(chunk):
                 await self._event(event)
             if parser.retry_s is not None:

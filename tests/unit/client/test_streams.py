@@ -22,8 +22,8 @@ from tbot.client import (
     Refused,
     StreamClosed,
     TBotClient,
+    reconnecting,
 )
-from tbot.client import reconnecting
 
 BTC = "BTC-USDT"
 AT = "2026-01-01T00:00:00.000000Z"
