@@ -495,9 +495,8 @@ async def _first(*works: Awaitable[None]) -> None:
 
 def wishes_of(request: wire.Request) -> list[Message]:
     """What a request for events wants, with the places in its `Last-Event-ID`."""
-    wishes: list[Message] = []
-    for part in request.query.get("channels", "").split(","):
-        wishes.append({"channel": part.partition(":")[0]})
+    parts = request.query.get("channels", "").split(",")
+    wishes: list[Message] = [{"channel": part.partition(":")[0]} for part in parts]
     epoch, *places = request.headers.get("last-event-id", "").split("/")
     for place in places:
         index, seq, word = place.split(".")

@@ -93,7 +93,7 @@ async def follow(task: Mapping[str, Any], report: Report) -> None:
     http = httpx.AsyncClient(base_url=task["url"], verify=False, timeout=5)
     async with TBotClient(task["url"], **task["credentials"], http=http) as client:
         try:
-            open_stream = client.events if task["transport"] == "events" else client.stream
+            open_stream: Any = client.events if task["transport"] == "events" else client.stream
             async with open_stream(report.gap, timing=TIMING) as stream:
                 works = [take(stream, wish, task["expect"], report) for wish in task["subscribe"]]
                 if isinstance(stream, Stream):
@@ -117,8 +117,8 @@ async def take(
 
     def keep(item: Any) -> None:
         items.append(item)
-        reached = {"book": lambda: item[:2], "account": lambda: item[1]}.get(name, lambda: item)
-        if reached() == last:
+        reached = item[:2] if name == "book" else item[1] if name == "account" else item
+        if reached == last:
             over.set()
 
     subscription: Any

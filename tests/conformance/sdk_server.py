@@ -21,10 +21,10 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import sdk_wire as wire  # noqa: E402
-from sdk_core import Run, Session  # noqa: E402
-from sdk_scenarios import SCENARIOS, Scenario  # noqa: E402
-from sdk_truth import ACCOUNT_ID, SYMBOL  # noqa: E402
+import sdk_wire as wire
+from sdk_core import Run, Session
+from sdk_scenarios import SCENARIOS, Scenario
+from sdk_truth import ACCOUNT_ID, SYMBOL
 
 USER: Final = {"username": "nasty", "password": "nasty"}
 RUNS_MAX: Final = 1000

@@ -9,6 +9,7 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Final
 
 AT: Final = "2026-01-01T00:00:00.000000Z"
@@ -87,7 +88,7 @@ class Trades(Truth):
     def faults(self, items: Sequence[Any], gaps: int, begins: int) -> list[str]:
         found = [
             f"trade {after} came after {before}"
-            for before, after in zip(items, items[1:], strict=False)
+            for before, after in pairwise(items)
             if after <= before
         ]
         first = items[0] if self.late and items else FIRST_TRADE_ID + 1
@@ -210,7 +211,7 @@ class Best(Truth):
         return self.count
 
     def faults(self, items: Sequence[Any], gaps: int, begins: int) -> list[str]:
-        pairs = zip(items, items[1:], strict=False)
+        pairs = pairwise(items)
         found = [f"{after} came after {before}" for before, after in pairs if after < before]
         if not items or items[-1] != self.count:
             found.append("the newest value is missing")

@@ -146,12 +146,12 @@ class CandlesChannel(Channel):
             return False  # something is missing: the server may still have it
         if seq <= self.seq:
             return True  # a repetition
-        candle = None if op == "gap" else msgspec.convert(message["data"], Candle)
+        fresh = None if op == "gap" else msgspec.convert(message["data"], Candle)
         self.seq = seq  # only now: what is not understood has to be asked for again
-        if candle is None:
+        if fresh is None:
             self.missed(message["why"], None)
         else:
-            await self._give(candle)
+            await self._give(fresh)
         self.progressed()
         return True
 
