@@ -45,6 +45,62 @@ class Pending:
             self.future.exception()
 
 
+class Answers:
+    """What many commands of one caller are answered: one future for all of them.
+
+    Attributes:
+        future: Has the outcomes, faults among them, in the commands' order, once all are there.
+    """
+
+    __slots__ = ("_missing", "_outcomes", "future")
+
+    def __init__(self, count: int) -> None:
+        self.future: asyncio.Future[list[Outcome | Exception]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._outcomes: list[Outcome | Exception | None] = [None] * count
+        self._missing = count
+
+    def put(self, place: int, outcome: Outcome | Exception) -> None:
+        """Take one command's outcome; only its first counts."""
+        if self._outcomes[place] is not None:
+            return
+        self._outcomes[place] = outcome
+        self._missing -= 1
+        if not self._missing and not self.future.done():
+            self.future.set_result([one for one in self._outcomes if one is not None])
+
+
+class PendingOfMany(Pending):
+    """A command whose caller awaits many at once."""
+
+    __slots__ = ("_answers", "_place")
+
+    def __init__(
+        self,
+        command: Command[Any],
+        once: Once | None,
+        since_s: float,
+        answers: Answers,
+        place: int,
+    ) -> None:
+        # A future of its own is what it saves: nobody awaits it alone.
+        self.command = command
+        self.once = once
+        self.since_s = since_s
+        self.attempts = 0
+        self._answers = answers
+        self._place = place
+
+    def answer(self, outcome: Outcome) -> None:
+        """Tell the caller what became of it."""
+        self._answers.put(self._place, outcome)
+
+    def fail(self, error: Exception) -> None:
+        """Tell the caller that it ended in a fault."""
+        self._answers.put(self._place, error)
+
+
 class CommandQueue:
     """The committer's inbox.
 
@@ -67,26 +123,45 @@ class CommandQueue:
     def __len__(self) -> int:
         return self._length
 
-    async def put(self, pending: Pending) -> None:
-        """Let a command wait.
+    def places(self, priority: Priority) -> int:
+        """How many commands may wait for one more of this priority to be taken in."""
+        return self._places - (self._reserved if priority is Priority.NEW else 0)
+
+    async def put(self, pending: Pending, elsewhere: int = 0) -> None:
+        """Let a command wait; a report waits for room.
+
+        Args:
+            elsewhere: Commands that wait outside of the queue and count as well.
 
         Raises:
-            Overloaded: No place for this priority, or the queue is closed for it: the command
-                was certainly not executed.
+            Overloaded: No place for this priority: the command was certainly not executed.
+            JournalUnavailable: The queue is closed: likewise.
         """
-        priority = pending.command.priority
-        if priority is Priority.REPORT:
+        if pending.command.priority is Priority.REPORT:
             while self._length >= self._places and not self.closed:
                 self._room.clear()
                 await self._room.wait()
+            elsewhere = 0
+        error = self._add(pending, elsewhere)
+        if error is not None:
+            raise error
+
+    def put_one(self, pending: Pending, elsewhere: int = 0) -> None:
+        """The same without waiting for room: no reports. What `put` raises is what it is told."""
+        error = self._add(pending, elsewhere)
+        if error is not None:
+            pending.fail(error)
+
+    def _add(self, pending: Pending, elsewhere: int) -> Exception | None:
+        priority = pending.command.priority
         if self.closed:
-            raise JournalUnavailable("the server is stopping", retry_after_s=2.0)
-        limit = self._places - (self._reserved if priority is Priority.NEW else 0)
-        if self._length >= limit:
-            raise Overloaded("too many commands are waiting to be committed")
+            return JournalUnavailable("the server is stopping", retry_after_s=2.0)
+        if self._length + elsewhere >= self.places(priority):
+            return Overloaded("too many commands are waiting to be committed")
         self._lanes[priority].append(pending)
         self._length += 1
         self._filled.set()
+        return None
 
     def put_back(self, pendings: Iterable[Pending]) -> None:
         """Return commands that a batch took but did not run; they keep their place in front."""
@@ -122,7 +197,13 @@ class CommandQueue:
     async def wait(self) -> None:
         """Return once something waits, or once the queue is closed."""
         if not self.closed:
+            if not self._length:
+                self._filled.clear()
             await self._filled.wait()
+
+    def stir(self) -> None:
+        """Let whoever waits look, although nothing came into the queue."""
+        self._filled.set()
 
     def close(self) -> None:
         """Take nothing more; what waits can still be taken."""
