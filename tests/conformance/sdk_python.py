@@ -127,8 +127,10 @@ async def take(
         subscription = stream.book(symbol, wish["depth"], on_update=lambda one: keep(shown(one)))
     elif name == "account":
         subscription = stream.account(wish["account_id"])
+    elif name == "trades":
+        subscription = stream.trades(symbol)
     else:
-        subscription = {"trades": stream.trades, "bbo": stream.best_prices}[name](symbol)
+        subscription = stream.best_prices(symbol)
     reading = asyncio.ensure_future(read(subscription, keep if name != "book" else ignore))
     waiting = asyncio.ensure_future(over.wait())
     try:
