@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -51,8 +50,7 @@ _encode_headers = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """An answer as its caller got it the first time.
 
     Attributes:
@@ -64,8 +62,7 @@ class Kept:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Once:
+class Once(msgspec.Struct, frozen=True):
     """What makes a repetition recognisable, and how the answer to keep is made.
 
     Attributes:
@@ -80,8 +77,7 @@ class Once:
     render: Callable[[Any], Kept | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """A key's row."""
 
     content: bytes

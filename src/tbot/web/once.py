@@ -78,27 +78,20 @@ async def keyed(
     principal: Principal,
     account_id: UUID,
     answer: Callable[[Any], Response],
-    *,
-    key: str | None = None,
-    content: Any = None,
 ) -> Once | None:
     """What makes repetitions of this request recognisable; None without a key.
 
     Args:
         account_id: An account that the command locks (for other writes: their owner).
         answer: The response to the command's result; pure, it is called inside the batch.
-        key: In place of the request's own key, for one item of several.
-        content: In place of the request's own body, likewise.
 
     Raises:
         Problem: `malformed_header`.
     """
+    key = request_key(request)
     if key is None:
-        key = request_key(request)
-        if key is None:
-            return None
-    if content is None and await request.body():
-        content = await request.json()
+        return None
+    content = await request.json() if await request.body() else None
     target = target_of(request)
     request_id = request.scope.get("tbot.request_id", "")
     return once_of(deps, principal, account_id, answer, key, target, content, request_id)
