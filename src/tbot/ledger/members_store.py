@@ -48,6 +48,10 @@ class MembersProjection:
     ) -> None:
         """Nothing, as above."""
 
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Never, as above."""
+        return False
+
     apply = staticmethod(members.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:

@@ -63,6 +63,10 @@ class LedgerProjection:
     ) -> None:
         """Nothing: commands name no more than the accounts themselves."""
 
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Never, as above."""
+        return False
+
     apply = staticmethod(entries.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:
