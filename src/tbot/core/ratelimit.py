@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -114,60 +114,62 @@ def standing(policy: str, quota: Quota, debt_s: float, cost: int, charged: bool)
 class Cells:
     """What one process remembers of one policy's subjects.
 
-    Bounded: beyond `subjects_max` the one that was quiet for longest is forgotten, which gives it
-    its quota back. Policies have memories of their own, so strangers cannot push users out.
+    Bounded: beyond `subjects_max` one whose quota is whole is forgotten, or else the oldest, which
+    gives it its quota back. Policies have memories of their own, so strangers push no users out.
 
     Args:
         policy: Name, as callers are told.
         subjects_max: Most subjects remembered (some 150 bytes each).
     """
 
-    __slots__ = ("_subjects_max", "_wholes", "policy", "prefix", "quota", "step_s", "window_s")
+    __slots__ = ("_subjects_max", "policy", "quota", "step_s", "wholes", "window_s")
 
     def __init__(self, policy: str, quota: Quota, subjects_max: int) -> None:
         self.policy = policy
         self.quota = quota
         self.step_s = quota.step_s
         self.window_s = quota.window_s + _ROUNDING_S
-        self.prefix = f'"{policy}";r='
         self._subjects_max = subjects_max
-        self._wholes: OrderedDict[Hashable, float] = OrderedDict()
+        self.wholes: OrderedDict[Subject, float] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._wholes)
+        return len(self.wholes)
 
-    def debt_s(self, subject: Hashable, now_s: float) -> float:
+    def debt_s(self, subject: Subject, now_s: float) -> float:
         """How far away the moment is when a subject's quota is whole."""
-        return max(0.0, self._wholes.get(subject, 0.0) - now_s)
+        return max(0.0, self.wholes.get(subject, 0.0) - now_s)
 
-    def exhausted_s(self, subject: Hashable, now_s: float) -> float:
+    def exhausted_s(self, subject: Subject, now_s: float) -> float:
         """How long until there is one unit; 0 when there is."""
         over_s = self.debt_s(subject, now_s) + self.step_s - self.window_s
         return max(0.0, over_s)
 
-    def set(self, subject: Hashable, whole_s: float, now_s: float) -> None:
+    def set(self, subject: Subject, whole_s: float, now_s: float) -> None:
         """Remember when a subject's quota is whole again."""
-        wholes = self._wholes
-        if subject in wholes:
-            wholes[subject] = whole_s
-            wholes.move_to_end(subject)
-            return
+        wholes = self.wholes
+        known = subject in wholes
         wholes[subject] = whole_s
+        if known:
+            return
         for _ in range(_TIDIED):
             oldest = next(iter(wholes))
-            if wholes[oldest] > now_s:
-                break
-            del wholes[oldest]
+            if wholes[oldest] <= now_s:
+                del wholes[oldest]
+            else:
+                wholes.move_to_end(oldest)
         if len(wholes) > self._subjects_max:
             wholes.popitem(last=False)
 
 
-type Claim = tuple[Cells, Hashable]
+type Subject = str | int
+type Claim = tuple[Cells, Subject]
 """A policy, and whom the request counts for under it."""
 
 
 def charge(claims: Sequence[Claim], cost: int, now_s: float) -> list[float] | None:
     """Take `cost` units from every quota, or from none.
+
+    This runs for every request, so it is written for speed.
 
     Args:
         cost: At least 1. One that is above a quota's amount takes all of it: it could never pass
@@ -184,15 +186,18 @@ def charge(claims: Sequence[Claim], cost: int, now_s: float) -> list[float] | No
     """
     debts = []
     for cells, subject in claims:
-        whole_s = cells._wholes.get(subject, 0.0)
+        whole_s = cells.wholes.get(subject, 0.0)
         debt_s = cells.step_s if cost == 1 else min(cost, cells.quota.amount) * cells.step_s
         if whole_s > now_s:
             debt_s += whole_s - now_s
         if debt_s > cells.window_s:
             return None
         debts.append(debt_s)
-    for (cells, subject), debt_s in zip(claims, debts, strict=True):
-        cells.set(subject, now_s + debt_s, now_s)
+    for (cells, subject), debt_s in zip(claims, debts):  # noqa: B905 - one for each
+        if subject in cells.wholes:
+            cells.wholes[subject] = now_s + debt_s
+        else:
+            cells.set(subject, now_s + debt_s, now_s)
     return debts
 
 

@@ -12,6 +12,7 @@ it wrote goes on, as for any caller that does not wait, so the answer is `outcom
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from enum import IntEnum
@@ -106,19 +107,24 @@ class Overload:
                 "too much to do at the moment", retry_after_s=random.randint(*_RETRY_AFTER_S)
             )
 
-    def begin(self, task: asyncio.Task[Any]) -> None:
-        """A request is under way."""
+    def begin(self) -> asyncio.Task[Any]:
+        """The current task is a request that is under way; for `end`."""
+        task = asyncio.current_task()
+        assert task is not None
         self._running[task] = self.now_s
+        return task
 
     def end(self, task: asyncio.Task[Any]) -> None:
         """It is not any more."""
         self._running.pop(task, None)
-        self._expired.discard(task)
+        if self._expired:
+            self._expired.discard(task)
 
-    def answering(self, task: asyncio.Task[Any]) -> None:
-        """Its answer has begun: from now on only its reader can be too slow."""
+    def answering(self) -> None:
+        """The current request's answer begins: from now on only its reader can be too slow."""
+        task = asyncio.current_task()
         if task in self._running:
-            self._running[task] = float("inf")
+            self._running[task] = math.inf
 
     def look(self, now_s: float) -> None:
         """End what takes too long; called a few times a second."""
@@ -131,15 +137,15 @@ class Overload:
         self.now_s = now_s
         _UNDER_WAY.set(len(self._running))
 
-    def overdue(self, task: asyncio.Task[Any] | None, method: str) -> TBotError | None:
-        """What to answer when a task was cancelled; None if it was not for its time.
+    def overdue(self, method: str) -> TBotError | None:
+        """What to answer now that the current task was cancelled; None if not for its time.
 
         To be asked once, by who answers: the task lives on.
         """
+        task = asyncio.current_task()
         if task is None or task not in self._expired:
             return None
-        self._running.pop(task, None)
-        self._expired.discard(task)
+        self.end(task)
         task.uncancel()
         _log.warning("request_overdue", method=method)
         if method in _READS:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from fastapi.routing import APIRoute
 from prometheus_client import Counter
@@ -86,7 +86,7 @@ def kind_of(route: APIRoute) -> Kind:
     known = _KINDS.get(route.operation_id or "")
     if known is not None:
         return known
-    return Kind.READS if route.methods <= {"GET", "HEAD"} else Kind.WRITES
+    return Kind.READS if (route.methods or set()) <= {"GET", "HEAD"} else Kind.WRITES
 
 
 def is_cancel(method: str, path: str) -> bool:
@@ -118,12 +118,30 @@ class Store(Protocol):
 class _Plan:
     """The policies of one kind of request, and the header that names them."""
 
-    __slots__ = ("field", "wanted")
+    __slots__ = ("field", "rates", "template", "wanted")
 
     def __init__(self, wanted: list[tuple[Cells, _Who]]) -> None:
         self.wanted = wanted
         told = [Standing(cells.policy, cells.quota, 0, 0.0) for cells, _ in wanted]
         self.field: Header = (b"ratelimit-policy", policy_field(told).encode("ascii"))
+        # Where every quota has something back within a second, only the amounts left vary.
+        quick = all(cells.step_s <= 1.0 for cells, _ in wanted)
+        self.template = ", ".join(f'"{one.policy}";r=%d;t=1' for one in told) if quick else ""
+        self.rates = [(cells.window_s, 1.0 / cells.step_s) for cells, _ in wanted]
+
+    def left(self, debts: Sequence[float]) -> bytes:
+        """The value of `RateLimit` after a request that was charged."""
+        if self.template:
+            left = [
+                (window_s - debt_s) * rate
+                for (window_s, rate), debt_s in zip(self.rates, debts)  # noqa: B905 - one for each
+            ]
+            return (self.template % tuple(left)).encode("ascii")
+        told = [
+            standing(cells.policy, cells.quota, debt_s, 0, charged=True)
+            for (cells, _), debt_s in zip(self.wanted, debts, strict=True)
+        ]
+        return limit_field(told).encode("ascii")
 
 
 class Limits:
@@ -211,7 +229,7 @@ class Limits:
         debts = charge(claims, cost, now_s)
         if debts is None:
             raise _exceeded(standings(claims, cost, now_s, charged=False))
-        return (plan.field, (b"ratelimit", _left(claims, debts)))
+        return (plan.field, (b"ratelimit", plan.left(debts)))
 
     def _shared(
         self,
@@ -224,7 +242,7 @@ class Limits:
     ) -> tuple[Header, ...]:
         """What Valkey's answer means."""
         if charged:
-            return (plan.field, (b"ratelimit", _left(claims, debts)))
+            return (plan.field, (b"ratelimit", plan.left(debts)))
         told = [
             standing(cells.policy, cells.quota, debt_s, min(cost, cells.quota.amount), False)
             for (cells, _), debt_s in zip(claims, debts, strict=True)
@@ -263,19 +281,7 @@ def _exceeded(told: Sequence[Standing]) -> QuotaExceeded:
     return error
 
 
-def _left(claims: Sequence[Claim], debts: Sequence[float]) -> bytes:
-    """`limit_field` of quotas that were charged, without the steps in between."""
-    parts = []
-    for (cells, _), debt_s in zip(claims, debts, strict=True):
-        step_s = cells.step_s
-        if step_s > 1.0:
-            told = standing(cells.policy, cells.quota, debt_s, 0, charged=True)
-            parts.append(limit_field([told]))
-        else:
-            parts.append(f"{cells.prefix}{int((cells.window_s - debt_s) / step_s)};t=1")
-    return ", ".join(parts).encode("ascii")
-
-
-def headers_of(scope: Scope) -> Sequence[Any]:
+def headers_of(scope: Scope) -> Sequence[Header]:
     """The headers that tell what is left after a request; none if it was not counted."""
-    return scope.get(CHARGED, ())
+    told: Sequence[Header] = scope.get(CHARGED, ())
+    return told

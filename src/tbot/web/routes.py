@@ -1,7 +1,8 @@
 """The route class of every JSON route: who asks is known before the body is read.
 
-That is also where a request is counted, see `tbot.web.ratelimit`. FastAPI reads and parses a body before it looks at a route's dependencies; here a stranger's body is
-never read, and a body is parsed strictly.
+FastAPI reads and parses a body before it looks at a route's dependencies; here a stranger's body is
+never read, and a body is parsed strictly. This is also where a request is counted under the rate
+limits (`tbot.web.ratelimit`).
 """
 
 from __future__ import annotations
