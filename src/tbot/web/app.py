@@ -103,10 +103,7 @@ def build_app(deps: Deps) -> Application:
     if deps.valkey is not None and deps.settings.limits.store == "auto":
         store = SharedStore(deps.valkey, deps.settings.limits)
     app.state.limits = limits = Limits(deps.settings.limits, store)
-    app.state.overload = overload = Overload(
-        deps.settings.overload,
-        lambda: 0.0 if deps.streams is None else deps.streams.admission.lag_s,
-    )
+    app.state.overload = overload = Overload(deps.settings.overload)
     app.add_middleware(Edge, settings=deps.settings.http, limits=limits, overload=overload)
     # One flat table: FastAPI's nested routers are matched twice for every request.
     for module in (

@@ -75,7 +75,7 @@ class Watch:
     def arrive(self, connection: GuardedProtocol, address: str | None) -> Problem | None:
         """Count a new connection; why there is no place for it, if so."""
         if self._timer is None:
-            self._look(connection.loop)
+            self._look(connection.loop, connection.loop.time())
         where = None
         if address is not None and not self._proxies.trusts(address):
             where = network(address)
@@ -122,16 +122,18 @@ class Watch:
             self.leave(one)
         return True
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close what takes too long; again and again while there are any connections."""
+    def _look(self, loop: asyncio.AbstractEventLoop, due_s: float) -> None:
+        """Close what takes too long; again and again until there is nothing to look at."""
         self.now_s = now_s = loop.time()
         if self._overload is not None:
-            self._overload.look(now_s)
+            self._overload.look(now_s, max(0.0, now_s - due_s))
         for connection in list(self._connections):
             connection.look(now_s)
+        again_s = now_s + LOOK_INTERVAL_S
+        begun = self._timer is None
         self._timer = None
-        if self._connections or (self._overload is not None and self._overload.under_way):
-            self._timer = loop.call_later(LOOK_INTERVAL_S, self._look, loop)
+        if begun or self._connections or (self._overload and self._overload.under_way):
+            self._timer = loop.call_at(again_s, self._look, loop, again_s)
 
 
 class GuardedProtocol(HttpToolsProtocol):

@@ -1,7 +1,7 @@
 """What one process takes on at once: new work is refused first, reads next, cancels never.
 
-Signals are how many requests are under way and how late the event loop's timers are (which the
-stream's doorkeeper measures). A refusal is a 503 with `Retry-After`, certainly without effect,
+Signals are how many requests are under way and how late the event loop's timers are, several times
+in a row: one long pause refuses nobody. A refusal is a 503 with `Retry-After`, certainly without effect,
 before anything was read or checked. The committer's queue has bounds of its own
 (`tbot.journal.queue`), by the same order.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable
+from collections import deque
 from enum import IntEnum
 from typing import Any, Final
 
@@ -28,11 +28,13 @@ from tbot.web.ratelimit import is_cancel
 _RETRY_AFTER_S: Final = (1, 3)
 """From and to: they who were refused together shall not come back together."""
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_LATE_IN_A_ROW: Final = 4
 _MORE: Final = 1.25
 """Times the number of requests that stops new work: then reads stop, too."""
 
 _SHED: Final = Counter("tbot_http_shed", "Requests refused because of load.", ["work"])
 _UNDER_WAY: Final = Gauge("tbot_http_requests_under_way", "Requests being answered.")
+_LATE: Final = Gauge("tbot_http_late_seconds", "How late timers are, several times in a row.")
 _OVERDUE: Final = Counter("tbot_http_requests_overdue", "Requests ended by their time limit.")
 
 _log = structlog.get_logger(__name__)
@@ -67,18 +69,17 @@ def work_of(method: str, path: str) -> Work:
 class Overload:
     """The requests of one process; belongs to the event loop's thread.
 
-    Args:
-        lag_s: How late the loop's timers are.
-
     Attributes:
+        lag_s: How late the loop's timers were, each of the last few times.
         now_s: Loop time of the last `look`: as exact as time limits need, and costs nothing.
     """
 
-    __slots__ = ("_expired", "_lag_s", "_lag_s_max", "_running", "_settings", "now_s")
+    __slots__ = ("_expired", "_lag_s_max", "_late", "_running", "_settings", "lag_s", "now_s")
 
-    def __init__(self, settings: OverloadSettings, lag_s: Callable[[], float]) -> None:
+    def __init__(self, settings: OverloadSettings) -> None:
         self._settings = settings
-        self._lag_s = lag_s
+        self._late: deque[float] = deque([0.0], _LATE_IN_A_ROW)
+        self.lag_s = 0.0
         self._lag_s_max = settings.lag_ms_max / 1000
         self._running: dict[asyncio.Task[Any], float] = {}
         self._expired: set[asyncio.Task[Any]] = set()
@@ -95,7 +96,7 @@ class Overload:
         Raises:
             Overloaded: There is, for requests of its kind.
         """
-        count, lag_s = len(self._running), self._lag_s()
+        count, lag_s = len(self._running), self.lag_s
         most = self._settings.requests_max
         if count < most and lag_s <= self._lag_s_max:
             return
@@ -126,8 +127,15 @@ class Overload:
         if task in self._running:
             self._running[task] = math.inf
 
-    def look(self, now_s: float) -> None:
-        """End what takes too long; called a few times a second."""
+    def look(self, now_s: float, late_s: float = 0.0) -> None:
+        """End what takes too long; called a few times a second.
+
+        Args:
+            late_s: How much too late.
+        """
+        self._late.append(late_s)
+        self.lag_s = min(self._late)
+        _LATE.set(self.lag_s)
         before_s = now_s - self._settings.request_timeout_s
         for task, since_s in self._running.items():
             if since_s < before_s and task not in self._expired:
