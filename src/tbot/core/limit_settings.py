@@ -20,8 +20,6 @@ QuotaText = Annotated[str, AfterValidator(_checked)]
 """An amount per seconds such as `100/10s`, all of which may come at once; or `off`."""
 
 
-
-
 def _network(text: str) -> str:
     ipaddress.ip_network(text)
     return text
@@ -32,7 +30,7 @@ Networks = list[Annotated[str, AfterValidator(_network)]]
 
 
 class LimitSettings(BaseModel):
-    """Rate limits: an amount per seconds such as `100/10s`, all of which may come at once; or `off`.
+    """Rate limits: an amount per seconds such as `100/10s`; all of it may come at once. Or `off`.
 
     Every request counts under several at once, and is refused with 429 when one of them is used
     up. An IPv6 address counts as its /64 network.

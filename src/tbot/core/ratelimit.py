@@ -95,8 +95,9 @@ def standing(policy: str, quota: Quota, debt_s: float, cost: int, charged: bool)
 
     Example:
         >>> one = Quota(10, 10)
-        >>> standing("x", one, 3.0, 1, charged=True)
-        Standing(policy='x', quota=Quota(amount=10, window_s=10, step_s=1.0), remaining=7, wait_s=1.0, refused=False)
+        >>> told = standing("x", one, 3.0, 1, charged=True)
+        >>> told.remaining, told.wait_s, told.refused
+        (7, 1.0, False)
         >>> told = standing("x", one, 9.5, 1, charged=False)
         >>> told.remaining, told.wait_s, told.refused
         (0, 0.5, True)

@@ -20,7 +20,11 @@ import httptools
 import structlog
 from prometheus_client import Counter, Gauge
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from tbot.auth.throttle import network
 from tbot.core.ids import random_hex
@@ -177,7 +181,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Whether it neither sends a request nor waits for an answer."""
         cycle = self._last_cycle
         return (cycle is None or cycle.response_complete) and (
-            self._reading is _Reading.NOTHING or (self._reading is _Reading.HEAD and not self._head_bytes)
+            self._reading is _Reading.NOTHING
+            or (self._reading is _Reading.HEAD and not self._head_bytes)
         )
 
     @property

@@ -280,7 +280,6 @@ class Application(FastAPI):
                 log_request(scope, "POST", status, duration_s)
             structlog.contextvars.reset_contextvars(**tokens)
 
-
     async def _refuse(
         self,
         error: Exception,

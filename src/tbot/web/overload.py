@@ -1,8 +1,8 @@
 """What one process takes on at once: new work is refused first, reads next, cancels never.
 
 Signals are how many requests are under way and how late the event loop's timers are, several times
-in a row: one long pause refuses nobody. A refusal is a 503 with `Retry-After`, certainly without effect,
-before anything was read or checked. The committer's queue has bounds of its own
+in a row: one long pause refuses nobody. A refusal is a 503 with `Retry-After`, certainly without
+effect, before anything was read or checked. The committer's queue has bounds of its own
 (`tbot.journal.queue`), by the same order.
 
 It also knows since when each request is under way, so that one that takes too long is ended: what

@@ -80,7 +80,7 @@ class Proxies:
 
 
 def _forwarded(said: str) -> Iterator[str]:
-    """The `for` of every element of `Forwarded` (RFC 7239), the last first; "" where it has none."""
+    """The `for` of every element of `Forwarded` (RFC 7239), the last first; "" without one."""
     for element in reversed(_elements(said)):
         found = _FOR.search(element)
         yield "" if found is None else found["quoted"] or found["plain"] or ""

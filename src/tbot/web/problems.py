@@ -318,11 +318,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem("validation_failed", str(error))
         case errors.InvalidUser() | errors.UserExists() | errors.Conflict():
             return _of_users(error)
-        case errors.TooManyAttempts():
-            wait = _retry_after(error.retry_after_s)
-            return Problem("too_many_attempts", str(error), headers=wait)
-        case errors.QuotaExceeded():
-            return _quota(error)
+        case errors.TooManyAttempts() | errors.QuotaExceeded():
+            return _too_often(error)
         case errors.InvalidSignature():
             challenge = {"WWW-Authenticate": f'Signature realm="{REALM}"'}
             return Problem("invalid_signature", str(error), headers=challenge)
@@ -369,7 +366,10 @@ def _of_users(error: errors.InvalidUser | errors.UserExists | errors.Conflict) -
     return Problem(error.code, str(error))
 
 
-def _quota(error: errors.QuotaExceeded) -> Problem:
+def _too_often(error: errors.TooManyAttempts | errors.QuotaExceeded) -> Problem:
+    if isinstance(error, errors.TooManyAttempts):
+        wait = _retry_after(error.retry_after_s)
+        return Problem("too_many_attempts", str(error), headers=wait)
     return Problem(
         "quota_exceeded",
         str(error),

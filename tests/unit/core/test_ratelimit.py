@@ -26,8 +26,12 @@ class Bucket:
 
 
 @given(
-    quotas=st.lists(st.builds(Quota, st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=4),
-    calls=st.lists(st.tuples(st.integers(0, 8), st.integers(1, 3), st.sampled_from("ab")), max_size=80),
+    quotas=st.lists(
+        st.builds(Quota, st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=4
+    ),
+    calls=st.lists(
+        st.tuples(st.integers(0, 8), st.integers(1, 3), st.sampled_from("ab")), max_size=80
+    ),
 )
 def test_it_is_a_bucket_that_fills_evenly_and_all_or_nothing(
     quotas: list[Quota], calls: list[tuple[int, int, str]]

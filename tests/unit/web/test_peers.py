@@ -11,7 +11,10 @@ from tbot.web.peers import Proxies
 
 
 def seen(
-    peer: str, *headers: tuple[str, str], trusted: tuple[str, ...] = ("10.0.0.0/8", "fd00::/8"), by: Any = None
+    peer: str,
+    *headers: tuple[str, str],
+    trusted: tuple[str, ...] = ("10.0.0.0/8", "fd00::/8"),
+    by: Any = None,
 ) -> str:
     scope: dict[str, Any] = {
         "type": "http",
@@ -86,5 +89,5 @@ def test_the_scheme_is_the_last_proxys_word() -> None:
 
 
 def test_a_network_that_is_none_stops_the_start() -> None:
-    with pytest.raises(ValueError, match="10.0.0.0/99"):
+    with pytest.raises(ValueError, match=r"10\.0\.0\.0/99"):
         HttpSettings(trusted_proxies=["10.0.0.0/99"])
