@@ -87,7 +87,7 @@ class OverloadSettings(BaseModel):
         "Streams are counted by `stream.clients_max`.",
     )
     connections_per_address_max: int = Field(
-        512, ge=1, description="Of those, from one address; then 429. Trusted proxies have no cap."
+        1024, ge=1, description="Of those, from one address; then 429. Trusted proxies have no cap."
     )
     headers_bytes_max: int = Field(
         32_768, ge=8192, description="Largest request head, target and headers; then 431."
