@@ -131,13 +131,14 @@ class Watch:
         self.now_s = now_s = loop.time()
         if self._overload is not None:
             self._overload.look(now_s, max(0.0, now_s - due_s))
-        for connection in list(self._connections):
-            connection.look(now_s)
-        again_s = now_s + LOOK_INTERVAL_S
         begun = self._timer is None
         self._timer = None
         if begun or self._connections or (self._overload and self._overload.under_way):
+            # Before anything that could fail.
+            again_s = now_s + LOOK_INTERVAL_S
             self._timer = loop.call_at(again_s, self._look, loop, again_s)
+        for connection in list(self._connections):
+            connection.look(now_s)
 
 
 class GuardedProtocol(HttpToolsProtocol):

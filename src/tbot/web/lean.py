@@ -169,6 +169,11 @@ class Application(FastAPI):
                 await super().__call__(scope, receive, send)
             else:
                 await self._serve_lean(plan, scope, receive, send, started_s)
+        except asyncio.CancelledError:
+            late = self._overload.overdue(method)
+            if late is None:
+                raise
+            await self._refuse(late, scope, send, started_s)
         finally:
             self._overload.end(task)
 
