@@ -46,6 +46,8 @@ from tbot.web.transfer_forms import TransferBody
 
 PASSWORD = "only for these figures"
 MUCH = Decimal(10) ** 15
+NEVER_USED_UP = "100000000/1s"
+"""Every request is counted under the rate limits, as always, and none is refused."""
 LIMITS = Limits(
     max_order_notional=Decimal(1_000_000),
     max_open_orders=100_000_000,
@@ -92,6 +94,8 @@ class _QuietMarket:
 
 def _settings(more: Mapping[str, Any]) -> Settings:
     os.environ["TBOT_AUTH__ACCESS_TTL_S"] = "86400"
+    for policy in ("ADDRESS", "USER", "KEY", "ORDERS", "CANCELS", "WRITES"):
+        os.environ[f"TBOT_LIMITS__{policy}"] = NEVER_USED_UP
     for name, value in more.items():
         os.environ[name] = str(value)
     return Settings(data_dir=Path("/nonexistent"))
@@ -182,21 +186,17 @@ async def _stock(dsn: str, options: dict[str, Any]) -> None:
         await _serve({**config, "lifespan": "off"}, {"token": token, "accounts": []})
 
 
-_NO_LIMITS: Mapping[str, Any] = {}
-"""Settings that let one client ask as often as it can."""
-
-
 async def _edge(dsn: str, _options: dict[str, Any]) -> None:
     """T-Bot's own application with routes that do nothing."""
     edgecost.add_routes()
-    async with running(_settings(_NO_LIMITS), dsn, None) as parts:
+    async with running(_settings({}), dsn, None) as parts:
         token, _ = await _token(parts)
         await serve_http(parts, _listen({"token": token}), _standard_input_ended())
 
 
 async def _layers(dsn: str, _options: dict[str, Any]) -> None:
     """No server: what each layer of the edge costs, told at once."""
-    async with running(_settings(_NO_LIMITS), dsn, None) as parts:
+    async with running(_settings({}), dsn, None) as parts:
         token, _ = await _token(parts)
         _listen({"layers": await edgecost.layers(parts, token)}).close()
 

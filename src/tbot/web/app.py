@@ -43,8 +43,11 @@ from tbot.web.edge import Edge
 from tbot.web.exports import Exports
 from tbot.web.lean import Application
 from tbot.web.methods import allowed_methods
+from tbot.web.overload import Overload
 from tbot.web.problems import Problem, problem_of
+from tbot.web.ratelimit import Limits
 from tbot.web.representation import Terms
+from tbot.web.shared_limits import SharedStore
 from tbot.web.stream_orders import OrderEntry
 
 _DESCRIPTION: Final = """
@@ -98,8 +101,15 @@ def build_app(deps: Deps) -> Application:
     app.exception_handlers.clear()
     app.add_exception_handler(HTTPException, _answer)
     app.add_exception_handler(RequestValidationError, _answer)
+    store = None
+    if deps.valkey is not None and deps.settings.limits.store == "auto":
+        store = SharedStore(deps.valkey, deps.settings.limits)
+    app.state.limits = limits = Limits(deps.settings.limits, store)
+    app.state.overload = overload = Overload(deps.settings.overload)
     terms = Terms(deps.settings.http, origins_of(deps))
-    app.add_middleware(Edge, settings=deps.settings.http, terms=terms)
+    app.add_middleware(
+        Edge, settings=deps.settings.http, limits=limits, overload=overload, terms=terms
+    )
     # One flat table: FastAPI's nested routers are matched twice for every request.
     for module in (
         orders,
@@ -124,7 +134,8 @@ def build_app(deps: Deps) -> Application:
         app.router.routes.extend(module.routes.routes)
     if deps.streams is not None:
         app.state.streams = deps.streams
-        deps.streams.orders = OrderEntry(deps)
+        deps.streams.limits = limits
+        deps.streams.orders = OrderEntry(deps, limits)
         app.router.routes.extend(stream.router.routes)
         app.router.routes.extend(tickets.routes.routes)
         app.router.routes.extend(events.routes.routes)

@@ -8,8 +8,11 @@ plain 500, counts, and writes the access log.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import re
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, Final
 
@@ -19,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tbot.core import trace as traces
+from tbot.core.errors import QuotaExceeded, Unavailable
 from tbot.core.ids import random_hex
 from tbot.core.log import heard
 from tbot.core.settings import HttpSettings
@@ -27,7 +31,9 @@ from tbot.web import metrics
 from tbot.web.compression import Stream
 from tbot.web.limits import limited
 from tbot.web.methods import ACCEPT_PATCH, allowed_methods
+from tbot.web.overload import Overload
 from tbot.web.problems import Problem, problem_of
+from tbot.web.ratelimit import Kind, Limits
 from tbot.web.representation import Asked, Terms, streamed, whole
 
 _log = structlog.get_logger(__name__)
@@ -47,8 +53,17 @@ class Edge:
         terms: What holds for every answer; by default as settings say, for no other origin.
     """
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings, terms: Terms | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: HttpSettings,
+        limits: Limits | None = None,
+        overload: Overload | None = None,
+        terms: Terms | None = None,
+    ) -> None:
         self.app = app
+        self._limits = limits
+        self._overload = overload
         self._bytes_max = settings.body_bytes_max
         self._log_from = settings.log_from
         self._terms = terms or Terms(settings)
@@ -67,7 +82,7 @@ class Edge:
         if method == "HEAD":
             inner["method"] = "GET"
         asked = Asked(self._terms, inner, headers, method, request_id, trace)
-        answer = _Answer(asked, send)
+        answer = _Answer(asked, send, self._begins)
         with structlog.contextvars.bound_contextvars(**log_fields(request_id, trace)):
             try:
                 _check_host(inner)
@@ -80,6 +95,11 @@ class Edge:
             except ClientDisconnect:
                 # Nobody is left to be answered, and nothing of ours failed.
                 _log.info("client_gone", method=method, route=_route(inner))
+            except asyncio.CancelledError:
+                late = None if self._overload is None else self._overload.overdue(method)
+                if late is None or answer.begun:
+                    raise
+                await problem_response(late, inner, request_id)(inner, receive, answer)
             except Exception as error:
                 if answer.begun:  # half an answer is out: the connection has to go
                     _log.exception("request_failed", method=method, route=_route(inner))
@@ -92,6 +112,13 @@ class Edge:
                     log_request(inner, method, answer.status, duration_s)
                 if trace is not None:
                     traces.begun(None)
+
+    async def _begins(self, scope: Scope) -> None:
+        """An answer is about to be sent."""
+        if self._limits is not None:
+            await _count(self._limits, scope)
+        if self._overload is not None:
+            self._overload.answering()
 
     def _options(self, asked: Asked) -> Response:
         """What may be done at a path: for anybody, as it tells nothing that the docs do not."""
@@ -111,10 +138,13 @@ class Edge:
 class _Answer:
     """A `send` that keeps an answer's start back until it is seen whether the body is whole."""
 
-    __slots__ = ("_asked", "_packer", "_send", "_start", "begun", "status")
+    __slots__ = ("_asked", "_begins", "_packer", "_send", "_start", "begun", "status")
 
-    def __init__(self, asked: Asked, send: Send) -> None:
+    def __init__(
+        self, asked: Asked, send: Send, begins: Callable[[Scope], Awaitable[None]]
+    ) -> None:
         self._asked = asked
+        self._begins = begins
         self._send = send
         self._start: Message | None = None
         self._packer: Stream | None = None
@@ -143,6 +173,7 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def _begin(self, message: Message, *, live: bool = False) -> None:
+        await self._begins(self._asked.scope)
         self.status, headers, self._packer = streamed(
             self._asked, message["status"], list(message.get("headers", ()))
         )
@@ -153,6 +184,7 @@ class _Answer:
             raise _Enough
 
     async def _whole(self, message: Message, body: bytes) -> None:
+        await self._begins(self._asked.scope)
         self.status, headers, body = await whole(
             self._asked, message["status"], list(message.get("headers", ())), body
         )
@@ -161,6 +193,15 @@ class _Answer:
             body = b""
         await self._send({**message, "status": self.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+
+
+async def _count(limits: Limits, scope: Scope) -> None:
+    """Count what was answered before any route could; where that is too often, the next is refused.
+
+    A path that is none, a page of the documentation.
+    """
+    with contextlib.suppress(QuotaExceeded, Unavailable):
+        await limits.charge(scope, Kind.OTHER, (scope.get("client") or (None,))[0])
 
 
 def problem_response(error: Exception, scope: Scope, request_id: str) -> Response:

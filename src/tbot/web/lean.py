@@ -11,6 +11,7 @@ what happens after the function was called is answered here.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -28,12 +29,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from tbot.auth.api_keys import is_key
 from tbot.auth.flow import authenticate
 from tbot.core import trace as traces
+from tbot.core.errors import QuotaExceeded, TBotError
 from tbot.web import events, metrics
 from tbot.web.dependencies import PRINCIPAL, current_principal, get_deps
 from tbot.web.deps import Deps
-from tbot.web.edge import log_fields, log_request, named, problem_response
+from tbot.web.edge import joined, log_fields, log_request, named, problem_response
 from tbot.web.limits import URI_BYTES_MAX, parse_json
 from tbot.web.negotiation import takes_structured
+from tbot.web.overload import Overload
+from tbot.web.peers import Proxies
+from tbot.web.ratelimit import Kind, Limits, headers_of, is_cancel, kind_of
 from tbot.web.representation import ALWAYS, DEFAULTS, Asked, Terms, is_plain, whole
 from tbot.web.routes import StrictRequest, StrictRoute, required_scopes
 
@@ -53,6 +58,7 @@ class _Plan:
     route: APIRoute
     call: Callable[..., Awaitable[Response]]
     scopes: Sequence[str]
+    kind: Kind
     validate: Callable[[Any], Any]
     body_name: str
     request_name: str | None
@@ -97,6 +103,7 @@ def _plan(route: APIRoute) -> _Plan | None:
         route=route,
         call=route.endpoint,
         scopes=scopes,
+        kind=kind_of(route),
         validate=model.__pydantic_validator__.validate_python,
         body_name=needs.body_params[0].name,
         request_name=needs.request_param_name,
@@ -123,6 +130,9 @@ class Application(FastAPI):
     def serve_lean(self, deps: Deps, terms: Terms | None = None) -> list[str]:
         """Look through the routes; the paths of those that are served lean from now on."""
         self._deps = deps
+        self._limits: Limits = self.state.limits
+        self._overload: Overload = self.state.overload
+        self._proxies = Proxies(deps.settings.http)
         self._bytes_max = deps.settings.http.body_bytes_max
         self._depth_max = deps.settings.http.json_depth_max
         self._log_from = deps.settings.http.log_from
@@ -135,24 +145,53 @@ class Application(FastAPI):
         return sorted(self._plans)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
-        plan = None
-        if scope["type"] == "http":
-            if scope["method"] == "POST":
-                plan = self._plans.get(scope["path"])
-            elif scope["path"] == events.PATH:
-                events.prepare(scope, send)
-        if plan is None:
+        """Serve a request, unless there is too much of them."""
+        if self._proxies.any and scope["type"] != "lifespan":
+            self._proxies.resolve(scope)
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
         started_s = perf_counter()
+        method, path = scope["method"], scope["path"]
+        client = scope.get("client")
+        try:
+            self._overload.check(method, path)
+            if not is_cancel(method, path):
+                self._limits.check_open(client[0] if client else None)
+        except TBotError as error:
+            await self._refuse(error, scope, send, started_s)
+            return
+        if path == events.PATH:  # has no end
+            events.prepare(scope, send)
+            await super().__call__(scope, receive, send)
+            return
+        task = self._overload.begin()
+        try:
+            plan = self._plans.get(path) if method == "POST" else None
+            if plan is None:
+                await super().__call__(scope, receive, send)
+            else:
+                await self._serve_lean(plan, scope, receive, send, started_s)
+        except asyncio.CancelledError:
+            late = self._overload.overdue(method)
+            if late is None:
+                raise
+            await self._refuse(late, scope, send, started_s)
+        finally:
+            self._overload.end(task)
+
+    async def _serve_lean(
+        self, plan: _Plan, scope: Scope, receive: Receive, send: Send, started_s: float
+    ) -> None:
         messages: list[Message] = []
         try:
             arguments, asked = await self._arguments(plan, scope, receive, messages)
+        except QuotaExceeded as error:
+            await self._refuse(error, scope, send, started_s, plan.route.path)
         except Exception:  # noqa: BLE001 - told by those who tell everything that is wrong
             await super().__call__(scope, _replay(messages, receive), send)
-            return
-        await self._answer(plan, arguments, asked, started_s, scope, send)
+        else:
+            await self._answer(plan, arguments, asked, started_s, scope, send)
 
     async def _arguments(
         self, plan: _Plan, scope: Scope, receive: Receive, messages: list[Message]
@@ -192,6 +231,7 @@ class Application(FastAPI):
         client = scope.get("client")
         address = client[0] if client else None
         principal = await authenticate(self._deps.auth, token, address)
+        await self._limits.charge(scope, plan.kind, address, principal)
         principal.require(*plan.scopes)
         body = await _body(receive, messages)
         content = parse_json(body, self._depth_max)
@@ -234,9 +274,14 @@ class Application(FastAPI):
                 response = await plan.call(**arguments)
             except Exception as error:  # noqa: BLE001 - every fault gets an answer
                 response = problem_response(error, scope, request_id)
+            except asyncio.CancelledError:
+                late = self._overload.overdue("POST")
+                if late is None:
+                    raise
+                response = problem_response(late, scope, request_id)
             status, body = response.status_code, bytes(response.body)
             if is_plain(asked, len(body)):
-                headers = _with_ours(response.raw_headers, request_id)
+                headers = _with_ours([*response.raw_headers, *headers_of(scope)], request_id)
             else:
                 status, headers, body = await whole(asked, status, response.raw_headers, body)
             if not _written(send, status, headers, body):
@@ -250,6 +295,33 @@ class Application(FastAPI):
             structlog.contextvars.reset_contextvars(**tokens)
             if asked.trace is not None:
                 traces.begun(None)
+
+    async def _refuse(
+        self,
+        error: Exception,
+        scope: Scope,
+        send: Send,
+        started_s: float,
+        route: str = "unmatched",
+    ) -> None:
+        """Answer a request that is not even looked at."""
+        given = joined(scope["headers"])
+        request_id, trace = named(given)
+        response = problem_response(error, scope, request_id)
+        asked = Asked(self._terms, scope, given, scope["method"], request_id, trace)
+        status, body = response.status_code, bytes(response.body)
+        status, headers, body = await whole(asked, status, response.raw_headers, body)
+        if scope["method"] == "HEAD":
+            body = b""
+        if not _written(send, status, headers, body):
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+        duration_s = perf_counter() - started_s
+        metrics.observe(scope["method"], route, status, duration_s)
+        if status >= self._log_from:
+            with structlog.contextvars.bound_contextvars(**log_fields(request_id, trace)):
+                log_request(scope, scope["method"], status, duration_s)
+        traces.begun(None)
 
 
 def _with_ours(given: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:

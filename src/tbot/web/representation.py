@@ -22,6 +22,7 @@ from tbot.web.compression import COMPRESSIBLE, Stream, compressed
 from tbot.web.cors import Origins
 from tbot.web.negotiation import GZIP, coding_of, packed_or_none
 from tbot.web.preconditions import digest, matches
+from tbot.web.ratelimit import headers_of
 
 type Fields = list[tuple[bytes, bytes]]
 
@@ -112,7 +113,11 @@ class Asked:
     def common(self, given: Fields) -> Fields:
         """What every answer says, besides the headers given."""
         names = {name for name, _ in given}
-        found = [(b"x-request-id", self.request_id.encode("ascii")), *ALWAYS]
+        found = [
+            *headers_of(self.scope),
+            (b"x-request-id", self.request_id.encode("ascii")),
+            *ALWAYS,
+        ]
         found += [header for header in DEFAULTS if header[0] not in names]
         if self.scope.get("scheme") == "https":
             found += self.terms.hsts
