@@ -23,7 +23,8 @@ routes = router("tokens", "/v1/token")
 _PASSWORD_LENGTH_MAX = 4096
 """Of what is looked at at all; the real limit is a setting and answers as a wrong password does."""
 
-Secret = Annotated[str, StringConstraints(min_length=1, max_length=256), Field(strict=True)]
+# As long as any token of ours, so that one of another kind is told that it is no good here.
+Secret = Annotated[str, StringConstraints(min_length=1, max_length=2048), Field(strict=True)]
 Password = Annotated[
     str,
     StringConstraints(min_length=1, max_length=_PASSWORD_LENGTH_MAX),
