@@ -189,29 +189,71 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
         yield created
 
 
+class ValkeyServer:
+    """A real Valkey on a loopback port of its own, which can be killed, halted and begun again.
+
+    Attributes:
+        url: Stays the same over restarts.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+
+    def start(self) -> None:
+        """Begin, empty, and wait until it listens."""
+        self._process = subprocess.Popen(
+            [
+                str(get_binary_path()),
+                *("--port", str(self._port), "--bind", "127.0.0.1", "--save", ""),
+                *("--appendonly", "no", "--dir", str(self._directory), "--daemonize", "no"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
+        _wait_for_port(self._port, self._process)
+
+    def kill(self) -> None:
+        """End it as a power cut would; safe to call twice."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def halt(self) -> None:
+        """Stop it without closing anything: connections stay open and nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End a halt."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
 @pytest.fixture(scope="session")
 def valkey(private_dir: Path) -> Iterator[str]:
-    """URL of a Valkey server of the session's own, on a free loopback port."""
-    port = free_port()
-    process = subprocess.Popen(
-        [
-            str(get_binary_path()),
-            *("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
-            *("--dir", str(private_dir), "--daemonize", "no"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-    )
+    """URL of a Valkey server that the session shares."""
+    server = ValkeyServer(private_dir)
     try:
-        _wait_for_port(port, process)
-        yield f"redis://127.0.0.1:{port}/0"
+        server.start()
+        yield server.url
     finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
-        process.wait()
+        server.kill()
+
+
+@pytest.fixture
+def own_valkey(private_dir: Path) -> Iterator[ValkeyServer]:
+    """A running Valkey of the test's own, to be killed and restarted."""
+    server = ValkeyServer(private_dir)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 def free_port() -> int:

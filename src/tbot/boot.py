@@ -27,6 +27,7 @@ from tbot.core.bus import Bus
 from tbot.core.errors import ConfigurationError, VenueError
 from tbot.core.settings import RiskSettings, Settings
 from tbot.core.tasks import Tasks
+from tbot.core.valkey import Valkey
 from tbot.db.access import require_durable, running_database
 from tbot.db.migrate import require_current
 from tbot.db.notify import NotifyBridge
@@ -162,6 +163,7 @@ async def running(
         pool = await create_pool(dsn, settings.database)
         stack.push_async_callback(_close_pool, pool)
         await _check_database(dsn)
+        valkey = _valkey(stack, settings)
         bus = Bus()
         notify = NotifyBridge(lambda: connect_listener(dsn), bus)
         await notify.start()
@@ -247,11 +249,21 @@ async def running(
                 payments,
                 {} if candles is None else {PAPER: candles},
                 {} if status is None else {PAPER: status},
+                valkey,
             )
         )
         yield Parts(
             settings, pool, bus, auth, committer, orders, feed, gateway, streams, app, checks
         )
+
+
+def _valkey(stack: AsyncExitStack, settings: Settings) -> Valkey | None:
+    """The shared Valkey, if there is one; it is connected to when it is first needed."""
+    if settings.valkey.url is None:
+        return None
+    valkey = Valkey(settings.valkey)
+    stack.push_async_callback(valkey.stop)
+    return valkey
 
 
 async def _check_database(dsn: str) -> None:

@@ -24,6 +24,7 @@
     │   ├── Overloaded           a bounded queue is full or its head too old
     │   ├── JournalUnavailable   no database at the moment
     │   ├── CircuitOpen          what this needs has failed too often lately
+    │   ├── ValkeyUnavailable    no answer of Valkey: its catcher does without
     │   └── MarketDataUnavailable
     ├── OutcomeUnknown           may or may not have been executed; repeat under the same key
     ├── InvalidSignature         a callback that its sender did not sign, or too long ago
@@ -182,6 +183,10 @@ class JournalUnavailable(Unavailable):
 
 class CircuitOpen(Unavailable):
     """A circuit breaker is open: what lies behind it has failed too often lately."""
+
+
+class ValkeyUnavailable(Unavailable):
+    """No answer of Valkey: who asked goes on without it, and no caller of ours hears of it."""
 
 
 class MarketDataUnavailable(Unavailable):

@@ -19,6 +19,7 @@ from tbot.core.payment_settings import (
     SimulatedProviderSettings,
     WebhookSettings,
 )
+from tbot.core.valkey_settings import ValkeySettings
 
 Role = Literal["api", "gateway", "market"]
 
@@ -508,3 +509,4 @@ class Settings(BaseSettings):
     payments: PaymentSettings = Field(default_factory=PaymentSettings)
     simulated_provider: SimulatedProviderSettings = Field(default_factory=SimulatedProviderSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
+    valkey: ValkeySettings = Field(default_factory=ValkeySettings)

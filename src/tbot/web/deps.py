@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tbot.auth.flow import Auth
 from tbot.auth.store import Pool
 from tbot.core.settings import Settings
+from tbot.core.valkey import Valkey
 from tbot.ledger.payments_flow import PaymentDesk
 from tbot.market.candle_feed import CandleFeed
 from tbot.market.feed import MarketFeed
@@ -32,6 +33,7 @@ class Deps:
         payments: None takes no payments.
         candles: Live candles, by venue.
         statuses: How each venue's markets are, by venue.
+        valkey: Shared with other processes; None keeps to this one.
     """
 
     settings: Settings
@@ -44,3 +46,4 @@ class Deps:
     payments: PaymentDesk | None = None
     candles: Mapping[str, CandleFeed] = field(default_factory=dict)
     statuses: Mapping[str, StatusBoard] = field(default_factory=dict)
+    valkey: Valkey | None = None
