@@ -49,6 +49,10 @@ class MembersProjection:
     ) -> None:
         """Nothing, as above."""
 
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Never, as above."""
+        return False
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """See `tbot.ledger.members.apply`."""
         members.apply(state, entry)

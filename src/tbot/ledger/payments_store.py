@@ -111,6 +111,14 @@ class PaymentsProjection:
             if owner is not None:
                 owner.part(Payments).put(_payment(row))
 
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Whether it names a payment that is not open."""
+        named: Sequence[UUID] = getattr(command, "payment_ids", ())
+        if not named:
+            return False
+        part = states[command.accounts[0]].part(Payments)
+        return any(one not in part.open for one in named)
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """See `tbot.ledger.payments.apply`."""
         payments.apply(state, entry)

@@ -64,6 +64,10 @@ class LedgerProjection:
     ) -> None:
         """Nothing: commands name no more than the accounts themselves."""
 
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Never, as above."""
+        return False
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """See `tbot.ledger.entries.apply`."""
         entries.apply(state, entry)

@@ -84,6 +84,14 @@ class TransfersProjection:
             if row["source_id"] in states and row["state"] != "pending":
                 states[row["source_id"]].part(Transfers).put(_transfer(row))
 
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Whether it names a transfer that is not pending."""
+        return (
+            isinstance(command, TransferCommand)
+            and command.source_id in states
+            and command.transfer_id not in states[command.source_id].part(Transfers).open
+        )
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """See `tbot.ledger.transfers.apply`."""
         transfers.apply(state, entry)
