@@ -67,13 +67,13 @@ class Tokens(Answer):
 class RefreshToken(Request):
     """A refresh token, to be exchanged or revoked."""
 
-    refresh_token: Secret
+    refresh_token: Annotated[Secret, Field(examples=["tbr_" + "A" * 43])]
 
 
 class SecondStep(Request):
     """What finishes a login that was answered `mfa_required`."""
 
-    mfa_token: Secret
+    mfa_token: Annotated[Secret, Field(examples=["tbm_" + "A" * 43])]
     code: Code
     mode: Mode = "body"
 
