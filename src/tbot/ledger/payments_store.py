@@ -17,7 +17,6 @@ import msgspec
 from tbot.core import clock
 from tbot.core.errors import NotFound
 from tbot.core.ids import LAST_ID
-from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import payments
 from tbot.ledger.payments import COUNTED, OPEN, Kind, Payment, Payments, State, first_day
@@ -119,9 +118,7 @@ class PaymentsProjection:
         part = states[command.accounts[0]].part(Payments)
         return any(one not in part.open for one in named)
 
-    def apply(self, state: AccountState, entry: Entry) -> None:
-        """See `tbot.ledger.payments.apply`."""
-        payments.apply(state, entry)
+    apply = staticmethod(payments.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:
         """New payments and changed ones."""

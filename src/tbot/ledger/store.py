@@ -17,7 +17,6 @@ import msgspec
 from tbot.core import clock, money
 from tbot.core.errors import NotFound
 from tbot.core.ids import FIRST_ID
-from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import entries
 from tbot.ledger.entries import Account, Balance, Ledger, Limits
@@ -68,9 +67,7 @@ class LedgerProjection:
         """Never, as above."""
         return False
 
-    def apply(self, state: AccountState, entry: Entry) -> None:
-        """See `tbot.ledger.entries.apply`."""
-        entries.apply(state, entry)
+    apply = staticmethod(entries.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:
         """Changed accounts and changed balances."""
