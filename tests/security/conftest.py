@@ -42,7 +42,12 @@ SETTINGS: dict[str, Any] = {
     # The market says its prices once, and they have to do for all tests.
     "risk": {"price_age_s_max": 86_400},
     # Short, so that nobody waits for what takes seconds; the defaults are asserted where they count.
-    "stream": {"auth_timeout_s": 1.0, "stall_timeout_s": 0.5, "queue_bytes_max": 65_536},
+    "stream": {
+        "auth_timeout_s": 1.0,
+        "stall_timeout_s": 0.5,
+        "queue_bytes_max": 65_536,
+        "admission_lag_ms_max": 1e6,  # a busy machine is no overload here
+    },
 }
 _addresses = itertools.count(int(ipaddress.IPv4Address("127.10.0.1")))
 _names = itertools.count(1)
