@@ -37,7 +37,7 @@ from tbot.auth.scopes import Role, granted
 from tbot.auth.users import create_user
 from tbot.boot import PaperAccess, running
 from tbot.core import log
-from tbot.core.errors import TBotError
+from tbot.core.errors import TBotError, Unavailable
 from tbot.core.ids import new_id
 from tbot.core.settings import Settings, StreamSettings
 from tbot.db.pool import transaction
@@ -148,9 +148,14 @@ class Ours:
         for number in range(self.options.get("accounts", 0)):
             account_id = new_id()
             owner_id = users[number % len(users)]
-            await self.parts.committer.commit(
-                OpenAccount(new_id(), SYSTEM, account_id, owner_id, "bench", "paper", LIMITS)
-            )
+            account = OpenAccount(new_id(), SYSTEM, account_id, owner_id, "bench", "paper", LIMITS)
+            for patience in range(9, -1, -1):  # a machine that is busy elsewhere may stall us
+                try:
+                    await self.parts.committer.commit(account)
+                    break
+                except Unavailable:
+                    if not patience:
+                        raise
             accounts.append(account_id)
         self._accounts = accounts
         self.facts = {"tokens": tokens, "accounts": [str(each) for each in accounts]}
