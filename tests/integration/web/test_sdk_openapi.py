@@ -38,12 +38,14 @@ SAMPLES: dict[str, Any] = {
     "interval": "1m", "begin": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z",
     "at": "2026-11-02T00:00:00Z", "holds": False, "metadata": {"a": "b"}, "pending": True,
     "expires_in_s": 60, "transfers": [NEW, NEW], "key": "k-1", "dead": True, "state": None,
-    "kind": None, "quote_amount": None, "post_only": True,
+    "kind": None, "quote_amount": None, "post_only": True, "scope": "market:read",
 }  # fmt: skip
-BESIDE_HTTP = {"close", "stream"}
-"""Of the client itself: ends it, and opens a WebSocket."""
-NEEDLESS = {("Idempotency-Key", "change_webhook"), ("Idempotency-Key", "replay_webhook")}
-"""Sent, and ignored: setting something twice is setting it once."""
+BESIDE_HTTP = {"close", "events", "stream"}
+"""Of the client itself: ends it, opens a stream of events, and a WebSocket."""
+NEEDLESS = {
+    ("Idempotency-Key", name) for name in ("change_webhook", "replay_webhook", "issue_ticket")
+}
+"""Sent, and ignored: setting something twice is setting it once, and a spare ticket runs out."""
 PARTS = ("", "candles", "statements", "transfers", "payments", "webhooks")
 
 
