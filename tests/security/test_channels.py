@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from streamclient import dial
 
+from streamclient import dial
 from tbot.auth.scopes import Role, Scope
 from tbot.market.channels import CHANNELS
 
@@ -67,9 +67,7 @@ async def test_channels(people: dict[str, Any]) -> None:
         stream = await people[who].stream()
         for number, channel in enumerate(CHANNELS.values()):
             wish = {"channel": channel.name}
-            wish |= (
-                {"account_id": people["account"]} if channel.private else {"symbol": "BTC-USDT"}
-            )
+            wish |= {"account_id": people["account"]} if channel.private else {"symbol": "BTC-USDT"}
             (answer,) = await stream.sub(wish, id=number)
             found = answer.get("error", {}).get("code")
             if found == "unavailable":

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
+from tbot.core.settings import Settings
 from tbot.web.browser import COOKIE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -48,6 +49,36 @@ async def test_a34_requests_that_two_readers_read_differently(world: Any) -> Non
     ):
         answer = await world.raw(request, read_all=True)
         assert (answer.status, answer.closed) == (400, True), request
+
+
+async def test_a35_slow_headers_and_slow_bodies(world: Any) -> None:
+    """Timed out each, while somebody else is served on a connection that was idle meanwhile."""
+    defaults = Settings().overload
+    assert defaults.headers_timeout_s <= 30 and defaults.body_timeout_s <= 60
+    server = await world.new_server(
+        overload={"headers_timeout_s": 0.3, "body_timeout_s": 0.3, "keep_alive_s": 60}
+    )
+    person = await server.person()
+    assert (await person.http.get("/v1/me")).status_code == 200
+    body = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    for slow in (
+        b"GET /v1/me HTTP/1.1\r\nHost: t\r\nX-Slow: ",
+        b"POST /v1/token/refresh HTTP/1.1\r\nHost: t\r\n" + body,
+        (
+            b"POST /v1/token/refresh HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+        ),
+    ):
+        answer = await server.raw(slow, read_all=True)
+        assert (answer.status, answer.closed) == (408, True), slow
+    assert (await person.http.get("/v1/me")).status_code == 200
+
+
+async def test_a36_huge_headers(world: Any) -> None:
+    most = world.site.settings.overload.headers_bytes_max
+    for head in (b"X: " + b"a" * most, b"".join(b"X%d: a\r\n" % n for n in range(most // 6))):
+        answer = await world.raw(b"GET / HTTP/1.1\r\nHost: t\r\n" + head + b"\r\n\r\n")
+        assert answer.status == 431
 
 
 async def test_a36_bodies_addresses_and_headers_without_end(world: Any) -> None:
