@@ -39,6 +39,7 @@ from tbot.boot import PaperAccess, running
 from tbot.core import log
 from tbot.core.errors import TBotError, Unavailable
 from tbot.core.ids import new_id
+from tbot.core.limit_settings import LimitSettings, OverloadSettings
 from tbot.core.settings import Settings, StreamSettings
 from tbot.db.pool import transaction
 from tbot.journal.commands import SYSTEM
@@ -55,6 +56,7 @@ WIDE: Final = dict.fromkeys(
     ("clients_max", "clients_per_user_max", "clients_per_address_max"), 20_000
 )
 """Everybody comes from one machine, and from few users."""
+OFTEN: Final = "100000000/1s"
 LIMITS: Final = Limits(
     max_order_notional=Decimal(1), max_open_orders=1, price_collar=Decimal("0.05")
 )
@@ -100,6 +102,8 @@ class Ours:
         os.environ["TBOT_AUTH__ACCESS_TTL_S"] = "86400"
         settings = Settings(data_dir=Path("/nonexistent"))
         settings.stream = StreamSettings(**{**WIDE, **self.options.get("stream", {})})
+        settings.limits = LimitSettings(address=OFTEN, streams=OFTEN, user=OFTEN)
+        settings.overload = OverloadSettings(connections_per_address_max=WIDE["clients_max"])
         self.parts = parts = await stack.enter_async_context(running(settings, dsn, None))
         hub = Hub(settings.stream)
         self.market = Market(hub, self.source)
@@ -206,6 +210,8 @@ class Played(Ours):
         os.environ["TBOT_AUTH__ACCESS_TTL_S"] = "86400"
         settings = Settings(data_dir=Path("/nonexistent"))
         settings.stream = StreamSettings(**{**WIDE, **self.options.get("stream", {})})
+        settings.limits = LimitSettings(address=OFTEN, streams=OFTEN, user=OFTEN)
+        settings.overload = OverloadSettings(connections_per_address_max=WIDE["clients_max"])
         access = PaperAccess(**self.options["exchange"])
         self.parts = await stack.enter_async_context(running(settings, dsn, access))
         self.hub = self.parts.streams.hub
