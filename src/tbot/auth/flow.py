@@ -268,7 +268,7 @@ async def refresh(auth: Auth, refresh_token: str, peer: Peer = NOWHERE) -> Grant
             await store.insert_refresh_token(connection, new_hash, session.id)
             await session_store.moved(connection, session.id, peer.address)
     if used:
-        sessions_ended(auth)
+        sessions_ended(auth, session.user_id)
         _log.warning(
             "refresh_reused", user_id=str(session.user_id), session_id=str(session.id), ended=reused
         )
@@ -293,8 +293,8 @@ async def revoke(auth: Auth, refresh_token: str, peer: Peer = NOWHERE) -> None:
         if session is not None and ended:
             actor = events.user(session.user_id, session.id, peer)
             await events.record(connection, session.user_id, events.LOGOUT, actor)
-    if ended:
-        sessions_ended(auth)
+    if session is not None and ended:
+        sessions_ended(auth, session.user_id)
         _log.info("logout", session_id=str(session_id))
 
 

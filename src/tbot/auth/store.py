@@ -20,7 +20,8 @@ from tbot.core.ids import FIRST_ID
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 type Pool = asyncpg.Pool[Any]
 
-_NOTIFY_ENDED: Final = "SELECT pg_notify('tbot', 'sessions')"  # see `tbot.db.notify`
+# To the bus of every process (see `tbot.db.notify`): that a session ended, and whose.
+_NOTIFY_ENDED: Final = "SELECT pg_notify('tbot', 'sessions,sessions:' || $1::uuid)"
 _KEYS_LOCK: Final = 0x7462_6F74_0002  # advisory lock of whoever makes a signing key or a secret
 
 
@@ -252,20 +253,22 @@ async def use_refresh_token(connection: Connection, token_hash: bytes) -> None:
     )
 
 
-async def notify_ended(connection: Connection) -> None:
-    """Tell all processes, at COMMIT, to believe in no session or key any more."""
-    await connection.execute(_NOTIFY_ENDED)
+async def notify_ended(connection: Connection, user_id: UUID) -> None:
+    """Tell all processes, at COMMIT, to believe in no session or key of this user any more."""
+    await connection.execute(_NOTIFY_ENDED, user_id)
 
 
 async def end_session(connection: Connection, session_id: UUID, reason: str) -> bool:
     """End a session; False when it had ended before."""
-    answer = await connection.execute(
-        "UPDATE sessions SET ended_at = now(), end_reason = $2 WHERE id = $1 AND ended_at IS NULL",
+    user_id: UUID | None = await connection.fetchval(
+        "UPDATE sessions SET ended_at = now(), end_reason = $2"
+        " WHERE id = $1 AND ended_at IS NULL RETURNING user_id",
         session_id,
         reason,
     )
-    await connection.execute(_NOTIFY_ENDED)
-    return answer == "UPDATE 1"
+    if user_id is not None:
+        await notify_ended(connection, user_id)
+    return user_id is not None
 
 
 async def end_sessions_of(connection: Connection, user_id: UUID, reason: str) -> int:
@@ -276,7 +279,7 @@ async def end_sessions_of(connection: Connection, user_id: UUID, reason: str) ->
         user_id,
         reason,
     )
-    await connection.execute(_NOTIFY_ENDED)
+    await notify_ended(connection, user_id)
     return len(rows)
 
 

@@ -163,7 +163,7 @@ async def set_active(pool: store.Pool, username: str, active: bool, actor: Actor
         await store.set_status(connection, user.id, status)
         if not active:
             await store.end_sessions_of(connection, user.id, "disabled")
-        await store.notify_ended(connection)
+        await store.notify_ended(connection, user.id)
         await events.record(connection, user.id, events.USER_CHANGED, actor, status=status)
     _log.info("user_status_changed", user_id=str(user.id), active=active)
     return user.id

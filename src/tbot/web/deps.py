@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from tbot.auth.flow import Auth
 from tbot.auth.store import Pool
 from tbot.core.settings import Settings
 from tbot.core.valkey import Valkey
 from tbot.ledger.payments_flow import PaymentDesk
+from tbot.ledger.permissions import Permissions
 from tbot.market.candle_feed import CandleFeed
 from tbot.market.feed import MarketFeed
 from tbot.market.status import StatusBoard
@@ -34,6 +35,7 @@ class Deps:
         candles: Live candles, by venue.
         statuses: How each venue's markets are, by venue.
         valkey: Shared with other processes; None keeps to this one.
+        given_permissions: Roles on shared accounts; None takes the streams', or makes some.
     """
 
     settings: Settings
@@ -47,3 +49,13 @@ class Deps:
     candles: Mapping[str, CandleFeed] = field(default_factory=dict)
     statuses: Mapping[str, StatusBoard] = field(default_factory=dict)
     valkey: Valkey | None = None
+    given_permissions: InitVar[Permissions | None] = None
+    permissions: Permissions = field(init=False)
+
+    def __post_init__(self, given_permissions: Permissions | None) -> None:
+        found = given_permissions
+        if found is None and self.streams is not None:
+            found = self.streams.permissions
+        if found is None:
+            found = Permissions(self.pool, self.orders.bus, self.settings.cache)
+        object.__setattr__(self, "permissions", found)

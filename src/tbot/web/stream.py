@@ -25,12 +25,14 @@ from tbot.auth.flow import Auth
 from tbot.auth.scopes import Scope
 from tbot.auth.sessions import TOPIC as SESSIONS_TOPIC
 from tbot.core.bus import Bus, wait_for_wake
+from tbot.core.cache_settings import CacheSettings
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.cursors import Journal, Pool
 from tbot.ledger.members import TOPIC as SHARING_TOPIC
 from tbot.ledger.members_store import still_members
+from tbot.ledger.permissions import Permissions
 from tbot.market.channels import Market
 from tbot.market.hub import CLOSE_DRAIN, Hub
 from tbot.market.subscribers import Output
@@ -70,6 +72,7 @@ class Streams:
         auth: Checks tokens.
         pool: For ownership and snapshots.
         bus: Says when login sessions end.
+        permissions: Roles on shared accounts; None makes some of its own.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Streams:
         auth: Auth,
         pool: Pool,
         bus: Bus,
+        permissions: Permissions | None = None,
     ) -> None:
         self.settings = settings
         self.hub = hub
@@ -88,6 +92,7 @@ class Streams:
         self.journal = journal
         self.auth = auth
         self.pool = pool
+        self.permissions = permissions or Permissions(pool, bus, CacheSettings())
         self.tasks = Tasks("streams")
         self.epoch = secrets.token_hex(8)
         """Names this run of the server: market sequences mean nothing beyond it."""
