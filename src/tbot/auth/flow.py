@@ -15,7 +15,7 @@ import structlog
 from tbot.auth import api_keys, events, factors, session_store, store, throttle, tokens, totp
 from tbot.auth.api_keys import KeyFacts
 from tbot.auth.principal import NOWHERE, Grant, Peer, Principal
-from tbot.auth.scopes import Role, Scope, granted
+from tbot.auth.scopes import SCOPES_OF, Role, Scope, granted
 from tbot.auth.state import Auth, opened, sessions_ended
 from tbot.auth.users import is_username
 from tbot.core.errors import (
@@ -368,14 +368,15 @@ async def _new_address(auth: Auth, facts: KeyFacts, address: str | None, allowed
     facts.seen.add((where, allowed))
 
 
-async def living(auth: Auth, session_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the sessions and keys that live, in one query.
+async def living(auth: Auth, session_ids: Sequence[UUID]) -> dict[UUID, frozenset[Scope]]:
+    """Those of the sessions and keys that live, and what their users may do at most; one query.
 
     For connections that outlive their first check; to be asked every few seconds, for at most some
     hundreds at once.
     """
     async with auth.pool.acquire() as connection:
-        return await store.living_sessions(connection, session_ids)
+        found = await store.living_sessions(connection, session_ids)
+    return {session_id: SCOPES_OF[role] for session_id, role in found.items()}
 
 
 def _grant(

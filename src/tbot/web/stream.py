@@ -219,17 +219,20 @@ class Streams:
 
     async def _check_sessions(self) -> None:
         """One round: a query for some hundreds of login sessions, however many connections."""
-        sessions: dict[UUID, list[Session]] = {}
+        sessions: dict[UUID, list[tuple[Session, frozenset[Scope]]]] = {}
         for session in self._sessions:
             if session.principal is not None:
-                sessions.setdefault(session.principal.session_id, []).append(session)
+                one = session, session.principal.scopes
+                sessions.setdefault(session.principal.session_id, []).append(one)
         known = list(sessions)
         for start in range(0, len(known), SESSIONS_PER_QUERY):
             asked = known[start : start + SESSIONS_PER_QUERY]
             living = await auth_flow.living(self.auth, asked)
             for session_id in asked:
-                if session_id not in living:
-                    for session in sessions[session_id]:
+                allowed = living.get(session_id)
+                for session, scopes in sessions[session_id]:
+                    # An API key outlives its user's role: what that allowed ends with it.
+                    if allowed is None or not scopes <= allowed:
                         session.end_session()
 
     async def _check_sharing(self) -> None:

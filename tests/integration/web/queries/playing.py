@@ -200,6 +200,11 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
         await root.get("/v1/users?limit=1")
         await root.get("/v1/ledger/counters")
         await root.get(f"/v1/users/{account['id']}")
+        listed = (await root.get("/v1/users")).json()["items"]
+        admin = next(one["id"] for one in listed if one["role"] == "admin")
+        assert (await root.get(f"/v1/users/{admin}/security-events")).status_code == 200
+        last = await root.patch(f"/v1/users/{admin}", json={"role": "viewer"})
+        assert last.json()["code"] == "last_administrator"
         await root.post(
             "/v1/users",
             json={"username": "carl", "password": "correct horse battery staple", "role": "trader"},

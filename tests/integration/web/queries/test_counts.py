@@ -38,7 +38,10 @@ ITEMS = LARGE + 3
 WITHOUT_SQL = {"/v1/instruments/{symbol}/trades"}
 """Lists that are answered from memory."""
 
-ADMINISTRATORS = {"/v1/users", "/v1/ledger/counters", "/v1/payments/approvals"}
+ADMINISTRATORS = {
+    "/v1/users", "/v1/users/{user_id}/security-events", "/v1/ledger/counters",
+    "/v1/payments/approvals",
+}  # fmt: skip
 
 type Fill = Callable[[Any, Any, str], Awaitable[str]]
 """Makes more items than a page takes; answers the list's address. Told of an account that has
@@ -227,6 +230,11 @@ async def security_events(site: Any, client: Any, _: str) -> str:
     return "/v1/me/security-events"
 
 
+async def users_security_events(site: Any, client: Any, _: str) -> str:
+    await security_events(site, client, _)
+    return f"/v1/users/{(await client.get('/v1/me')).json()['id']}/security-events"
+
+
 CASES: dict[str, Fill] = {
     "/v1/instruments/{symbol}/candles": candles,
     "/v1/accounts": accounts,
@@ -241,6 +249,7 @@ CASES: dict[str, Fill] = {
     "/v1/sessions": sessions,
     "/v1/transfers": transfers,
     "/v1/users": all_users,
+    "/v1/users/{user_id}/security-events": users_security_events,
     "/v1/webhooks": all_webhooks,
     "/v1/webhooks/{webhook_id}/dead-letters": dead_letters,
     "/v1/webhooks/{webhook_id}/deliveries": deliveries,
