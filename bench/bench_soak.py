@@ -2,9 +2,11 @@
 
     make bench-soak              ARGS="--seconds 1800"
 
-After a third of the time (warming up) and at the end everybody leaves: then memory, tasks and file
-descriptors of the server are compared. Ends with one line of JSON; exit code 1 when memory grew by
-more than it may, or anything was left behind.
+After each generation everybody leaves: then memory, tasks and file descriptors of the server are
+read. The first third of the time is for warming up. Memory is flat when the median of the last
+readings is not above that of the first ones by more than it may be: single readings scatter with
+what the allocator has given back at that moment. Ends with one line of JSON; exit code 1 when
+memory grew, or anything was left behind.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -31,8 +34,13 @@ CHANNELS = 5
 RING_BYTES = 32_768
 """Small, so that the rings are full when the clock starts."""
 RATE = 2000.0
+CHANGING = 4
+"""Who subscribe to something else, four times a second."""
 GROWTH_MAX = 0.03
 """Of the memory after warming up."""
+POINTS_MIN = 4
+FILES_KEPT = 8
+"""Connections to the database that a pool opened in between, and may keep for a while."""
 
 
 class Churn:
@@ -44,8 +52,12 @@ class Churn:
         self.seen = Stats()
         self.left = 0
         self.joined = 0
-        self.tasks: int = server.answer()["tasks"]
+        self.changed = 0
+        self.closed = 0
+        answer = server.answer()
+        self.tasks: int = answer["tasks"]
         """Before anybody came."""
+        self.files: int = answer["files"]
 
     def round(self, seconds: float) -> None:
         """One generation: all connect, some stall, some drop without a word, then all leave."""
@@ -60,11 +72,20 @@ class Churn:
         self.joined += CLIENTS
         for index in small:
             reader.pause(index, True)
+        gone: set[int] = set()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            crowd.reader.run(0.5, crowd.stats)
-            reader.drop(self.random.randrange(CLIENTS))
+            crowd.reader.run(0.25, crowd.stats)
+            leaving = self.random.randrange(CLIENTS)
+            reader.drop(leaving)
+            gone.add(leaving)
             self.left += 1
+            for index in self.random.sample(range(CLIENTS), CHANGING):
+                if index not in gone | small and reader.is_open(index):
+                    crowd.say(index, {"op": "unsub", "chs": "*"})
+                    other = index + world.USERS * self.random.randrange(CLIENTS)
+                    crowd.say(index, {"op": "sub", "channels": wishes(other % CLIENTS)})
+                    self.changed += 1
         for index in small:
             reader.pause(index, False)
         crowd.reader.run(1.0, crowd.stats)
@@ -72,6 +93,7 @@ class Churn:
         self.seen.deliveries += crowd.stats.deliveries
         self.seen.private_deliveries += crowd.stats.private_deliveries
         self.seen.told_gaps += crowd.stats.told_gaps
+        self.closed += crowd.stats.closed
         reader.close()
 
     def calm(self) -> dict[str, Any]:
@@ -82,13 +104,23 @@ class Churn:
                 raise SystemExit(f"not everything ended: {answer}")
             time.sleep(0.25)
         end = time.monotonic() + 10
-        while (answer := self.server.answer())["tasks"] > self.tasks and time.monotonic() < end:
+        while self.left_behind(answer := self.server.answer()) and time.monotonic() < end:
             time.sleep(0.25)
         return {
             "pss_kib": self.server.pss_kib(),
             "tasks": answer["tasks"],
             "files": answer["files"],
         }
+
+    def left_behind(self, answer: dict[str, Any]) -> bool:
+        """Whether the server holds more than before anybody came, and what its pools keep."""
+        return answer["tasks"] > self.tasks or answer["files"] > self.files + FILES_KEPT
+
+
+def ends(values: list[int]) -> tuple[float, float]:
+    """Medians of the first and of the last fifth, of three values at least."""
+    count = max(3, len(values) // 5)
+    return median(values[:count]), median(values[-count:])
 
 
 def measure(dsn: str, options: Any) -> int:
@@ -102,31 +134,32 @@ def measure(dsn: str, options: Any) -> int:
     ) as server:
         churn = Churn(server, options.seed)
         started_s, rounds = time.monotonic(), 0
-        warm: dict[str, Any] | None = None
-        points = []
-        while (passed_s := time.monotonic() - started_s) < options.seconds or warm is None:
+        points: list[dict[str, Any]] = []
+        while time.monotonic() - started_s < options.seconds or len(points) < POINTS_MIN:
+            passed_s = time.monotonic() - started_s
             churn.round(options.round)
             rounds += 1
-            if warm is None and passed_s < options.seconds / 3:
-                continue
-            points.append(churn.calm())
-            warm = warm or points[0]
-            print(f"{time.monotonic() - started_s:8.0f} s  {points[-1]}", flush=True)
-        last = points[-1]
-        growth = last["pss_kib"] / warm["pss_kib"] - 1
-        leaked = last["tasks"] > churn.tasks or last["files"] > warm["files"]
-        sound = growth <= GROWTH_MAX and not leaked
+            if passed_s >= options.seconds / 3:
+                points.append(churn.calm())
+                print(f"{time.monotonic() - started_s:8.0f} s  {points[-1]}", flush=True)
+        warm_kib, end_kib = ends([point["pss_kib"] for point in points])
+        growth = end_kib / warm_kib - 1
+        sound = growth <= GROWTH_MAX and not churn.left_behind(points[-1])
         line = {
             "seconds": round(time.monotonic() - started_s),
             "rounds": rounds,
             "connected": churn.joined,
+            "changed_subscriptions": churn.changed,
             "dropped_by_client": churn.left,
+            "closed_by_server": churn.closed,
             "deliveries": churn.seen.deliveries,
             "private_deliveries": churn.seen.private_deliveries,
             "told_gaps": churn.seen.told_gaps,
-            "warm": warm,
-            "end": last,
+            "warm_kib": round(warm_kib),
+            "end_kib": round(end_kib),
             "growth_share": round(growth, 4),
+            "tasks": [churn.tasks, points[-1]["tasks"]],
+            "files": [churn.files, points[-1]["files"]],
             "sound": sound,
         }
         print(json.dumps(line))

@@ -2,8 +2,10 @@
 
    Compiled when a benchmark starts (fanout/reader.py), so that the client is not what is measured.
    Every frame is walked: header, length, the message's `op`, `ch`, `seq` and `prev`. A number that
-   does not continue the one before counts as a gap, and a gap fails the run. Latency is the wall
-   clock at the read minus the message's `at`. Pings are answered. */
+   does not continue the one before counts as a gap, and a gap fails the run. Values of which only
+   the newest counts (`bbo`) may jump ahead, never back. Latency is the wall clock at the read minus
+   the message's `at`, or minus the moment at which its trade or update was due (`reader_due`).
+   Pings are answered. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdint.h>
@@ -21,7 +23,7 @@
 typedef struct {
     int64_t deliveries, private_deliveries, bytes, gaps, told_gaps, malformed, closed, subscribed;
     int64_t pings, snapshots, reads, others;
-    int64_t close_code;
+    int64_t close_code, values, conflated;
     int64_t histogram[HISTOGRAM];
     char note[256];
 } Stats;
@@ -38,8 +40,17 @@ typedef struct {
     int record_bytes;
 } Peer;
 
+enum { TRADE, VALUE, BOOK, KINDS };
+
+/* When each trade or update of a played recording was due, in the order of its numbers. */
+typedef struct {
+    int64_t count, *number, *us;
+} Due;
+
 typedef struct {
     int epoll, count, room, broker;
+    Due due[KINDS];
+    int64_t due_shift_us;
     Peer *peers;
     uint8_t *buffer;
 } Reader;
@@ -59,11 +70,28 @@ void reader_free(Reader *r) {
         free(r->peers[i].rest);
         free(r->peers[i].record);
     }
+    for (int i = 0; i < KINDS; i++) {
+        free(r->due[i].number);
+        free(r->due[i].us);
+    }
     close(r->epoll);
     free(r->peers);
     free(r->buffer);
     free(r);
 }
+
+/* What is played was due then, in microseconds of the day; numbers ascend. */
+void reader_due(Reader *r, int kind, int64_t count, const int64_t *number, const int64_t *us) {
+    Due *d = &r->due[kind];
+    d->count = count;
+    d->number = malloc(count * sizeof(int64_t));
+    d->us = malloc(count * sizeof(int64_t));
+    memcpy(d->number, number, count * sizeof(int64_t));
+    memcpy(d->us, us, count * sizeof(int64_t));
+}
+
+/* It is played later than planned by this much. */
+void reader_shift(Reader *r, int64_t us) { r->due_shift_us = us; }
 
 static int64_t now_us(void) {
     struct timespec t;
@@ -116,7 +144,55 @@ static int64_t time_us(const uint8_t *t) {
     return s * 1000000 + us;
 }
 
-static void message(Peer *p, Stats *s, const uint8_t *at, int size, int64_t now) {
+/* The newest `"name":` in the message's last bytes; its number. */
+static int64_t last_number(const uint8_t *at, const uint8_t *end, const char *name) {
+    const uint8_t *from = end - at > 160 ? end - 160 : at, *c;
+    int64_t value;
+    c = memmem(from, end - from, name, strlen(name));
+    return c && number(c + strlen(name), end, &value) ? value : -1;
+}
+
+static int kind_of(const uint8_t *data, const uint8_t *end) {
+    if (skip(data, end, ",\"data\":{\"trade_id\":")) return TRADE;
+    if (skip(data, end, ",\"data\":{\"bid\":")) return VALUE;
+    return skip(data, end, ",\"data\":{\"bids\":") ? BOOK : -1;
+}
+
+static void record(Stats *s, int64_t age) {
+    if (age < -43200000000LL) age += 86400000000LL;
+    int64_t bucket = age < 0 ? 0 : age / 100;
+    s->histogram[bucket < HISTOGRAM ? bucket : HISTOGRAM - 1]++;
+}
+
+/* What was recorded under this number, and how late it is; a number that was not is malformed. */
+static void late(Reader *r, Stats *s, const uint8_t *at, const uint8_t *data, const uint8_t *end,
+                 int64_t now) {
+    int kind = kind_of(data, end);
+    int64_t wanted = -1;
+    if (kind == TRADE)
+        number(data + strlen(",\"data\":{\"trade_id\":"), end, &wanted);
+    else if (kind >= 0)
+        wanted = last_number(at, end, "\"update_id\":");
+    if (kind >= 0) {
+        Due *d = &r->due[kind];
+        int64_t low = 0, high = d->count;
+        while (low < high) {
+            int64_t middle = (low + high) / 2;
+            if (d->number[middle] < wanted)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        if (low < d->count && d->number[low] == wanted) {
+            record(s, now - d->us[low] - r->due_shift_us);
+            return;
+        }
+    }
+    s->malformed++;
+    note(s, at, (int)(end - at));
+}
+
+static void message(Reader *r, Peer *p, Stats *s, const uint8_t *at, int size, int64_t now) {
     const uint8_t *end = at + size, *op = skip(at, end, "{\"op\":\""), *c;
     int64_t channel, seq, prev;
     if (!op) {
@@ -146,12 +222,13 @@ static void message(Peer *p, Stats *s, const uint8_t *at, int size, int64_t now)
             return;
         }
         s->deliveries++;
+        if (r->due[TRADE].count) {
+            late(r, s, at, c, end, now);
+            return;
+        }
         /* … "at":"2024-08-08T23:54:00.123456Z"}} */
         if (size > 40 && end[-1] == '}' && end[-4] == 'Z') {
-            int64_t age = now - time_us(end - 19);
-            if (age < -43200000000LL) age += 86400000000LL;
-            int64_t bucket = age < 0 ? 0 : age / 100;
-            s->histogram[bucket < HISTOGRAM ? bucket : HISTOGRAM - 1]++;
+            record(s, now - time_us(end - 19));
         } else {
             s->malformed++;
             note(s, at, size);
@@ -163,8 +240,19 @@ static void message(Peer *p, Stats *s, const uint8_t *at, int size, int64_t now)
         c = c ? skip(c, end, ",\"seq\":") : NULL;
         c = c ? number(c, end, &seq) : NULL;
         int i = c ? place(p, channel) : -1;
+        if (c && r->due[TRADE].count && i >= 0 && p->seq[i] >= 0 && kind_of(c, end) == VALUE) {
+            if (seq <= p->seq[i]) {
+                s->gaps++;
+                note(s, at, size);
+            }
+            s->conflated += seq - p->seq[i] - 1;
+            s->deliveries++;
+            s->values++;
+            late(r, s, at, c, end, now);
+        } else {
+            s->snapshots++;
+        }
         if (i >= 0) p->seq[i] = seq;
-        s->snapshots++;
     } else if ((c = skip(op, end, "gap\",\"ch\":"))) {
         c = number(c, end, &channel);
         c = c ? skip(c, end, ",\"seq\":") : NULL;
@@ -197,7 +285,7 @@ static void message(Peer *p, Stats *s, const uint8_t *at, int size, int64_t now)
 }
 
 /* "MSG subject sid size\r\n" payload "\r\n", one after the other, frames cut anywhere. */
-static void records(Peer *p, Stats *s, const uint8_t *data, int size, int64_t now) {
+static void records(Reader *r, Peer *p, Stats *s, const uint8_t *data, int size, int64_t now) {
     if (!p->record) p->record = malloc(1 << 18);
     memcpy(p->record + p->record_bytes, data, size);
     p->record_bytes += size;
@@ -210,7 +298,7 @@ static void records(Peer *p, Stats *s, const uint8_t *data, int size, int64_t no
             while (digits > at && digits[-1] != ' ') digits--;
             int64_t length;
             if (!number(digits, line, &length) || end - line - 1 < length + 2) break;
-            message(p, s, line + 1, (int)length, now);
+            message(r, p, s, line + 1, (int)length, now);
             at = line + 1 + length + 2;
         } else {
             if (end - at >= 4 && !memcmp(at, "PING", 4)) {
@@ -263,9 +351,9 @@ static int frames(Reader *r, Peer *p, Stats *s, const uint8_t *data, int size) {
         case 0x81:
         case 0x82:
             if (r->broker)
-                records(p, s, payload, (int)length, now);
+                records(r, p, s, payload, (int)length, now);
             else
-                message(p, s, payload, (int)length, now);
+                message(r, p, s, payload, (int)length, now);
             break;
         case 0x89: {
             uint8_t pong[6 + 125] = {0x8a, (uint8_t)(0x80 | length)};

@@ -6,6 +6,7 @@ the server but the protocol. `open_reader` says which it is.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import re
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,7 +25,7 @@ HISTOGRAM: Final = 40_000
 
 _COUNTS: Final = (
     "deliveries", "private_deliveries", "bytes", "gaps", "told_gaps", "malformed", "closed",
-    "subscribed", "pings", "snapshots", "reads", "others", "close_code",
+    "subscribed", "pings", "snapshots", "reads", "others", "close_code", "values", "conflated",
 )  # fmt: skip
 
 
@@ -45,6 +47,8 @@ class Stats(ctypes.Structure):
     subscribed: int
     pings: int
     close_code: int
+    values: int
+    conflated: int
     bytes: int
     reads: int
     note: Any
@@ -88,6 +92,9 @@ class Reader(Protocol):
     def is_open(self, index: int) -> bool:
         """Whether the server has not ended this connection."""
 
+    def send(self, index: int, data: bytes) -> None:
+        """Send a client's frame; one that the server has just cut hears nothing more."""
+
     def drop(self, index: int) -> None:
         """End a connection without a word."""
 
@@ -127,6 +134,10 @@ class CompiledReader:
     def is_open(self, index: int) -> bool:
         return bool(self._library.reader_open(self._reader, index))
 
+    def send(self, index: int, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._sockets[index].send(data)
+
     def drop(self, index: int) -> None:
         self._library.reader_drop(self._reader, index)
         self._sockets[index].close()
@@ -139,6 +150,23 @@ class CompiledReader:
     def newest(self, index: int) -> int:
         number: int = self._library.reader_newest(self._reader, index)
         return number
+
+    def due(self, kind: int, numbers: Sequence[int], at_us: Sequence[int]) -> None:
+        """When what a recording holds is due: then latency counts from there.
+
+        Args:
+            kind: 0 trades, 1 best prices, 2 books.
+            numbers: Trade or update ids, ascending.
+            at_us: Microseconds of the day (UTC), one for each.
+        """
+        many = ctypes.c_int64 * len(numbers)
+        self._library.reader_due(
+            self._reader, kind, ctypes.c_int64(len(numbers)), many(*numbers), many(*at_us)
+        )
+
+    def shift(self, late_us: int) -> None:
+        """All of it is due later by this much."""
+        self._library.reader_shift(self._reader, ctypes.c_int64(late_us))
 
     def run(self, seconds: float, stats: Stats, subscribed: int = 0) -> None:
         self._library.reader_run(
@@ -184,6 +212,10 @@ class PlainReader:
 
     def is_open(self, index: int) -> bool:
         return self._open[index]
+
+    def send(self, index: int, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._sockets[index].send(data)
 
     def drop(self, index: int) -> None:
         if self._open[index]:

@@ -15,6 +15,7 @@ import os
 import random
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -26,6 +27,7 @@ from uuid import UUID
 import uvicorn
 import uvloop
 from fanout.trades import FIRST, Trades, paced, symbol_of
+from fanout.world import USERS
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from writepath.place import SERVER_CORE, pin
 
@@ -33,21 +35,26 @@ from tbot.auth import flow as auth_flow
 from tbot.auth import store as auth_store
 from tbot.auth.scopes import Role, granted
 from tbot.auth.users import create_user
-from tbot.boot import running
+from tbot.boot import PaperAccess, running
 from tbot.core import log
 from tbot.core.errors import TBotError
 from tbot.core.ids import new_id
 from tbot.core.settings import Settings, StreamSettings
+from tbot.db.pool import transaction
 from tbot.journal.commands import SYSTEM
 from tbot.ledger.entries import ChangeAccount, Limits, OpenAccount
 from tbot.market.channels import CHANNELS, Market, Wanted, wanted
-from tbot.market.feed import StaleChanged, Traded
+from tbot.market.feed import FeedEvent, StaleChanged, Traded
 from tbot.market.hub import Hub
 from tbot.market.topics import Topic
+from tbot.serving import settle_collector
 from tbot.web.server import server_options
 from tbot.web.stream import Streams
 
-USERS: Final = 8
+WIDE: Final = dict.fromkeys(
+    ("clients_max", "clients_per_user_max", "clients_per_address_max"), 20_000
+)
+"""Everybody comes from one machine, and from few users."""
 LIMITS: Final = Limits(
     max_order_notional=Decimal(1), max_open_orders=1, price_collar=Decimal("0.05")
 )
@@ -85,19 +92,14 @@ class Ours:
         self.source = Bench(options.get("symbols", 1))
         self.facts: dict[str, Any] = {}
         self.refused = 0
+        self.heard: list[tuple[int, float]] = []
         self._accounts: list[UUID] = []
 
     async def open(self, stack: AsyncExitStack, dsn: str) -> dict[str, Any]:
         """Start everything; returns what uvicorn needs."""
         os.environ["TBOT_AUTH__ACCESS_TTL_S"] = "86400"
         settings = Settings(data_dir=Path("/nonexistent"))
-        stream: dict[str, Any] = {
-            "clients_max": 20_000,
-            "clients_per_user_max": 20_000,
-            "clients_per_address_max": 20_000,
-            **self.options.get("stream", {}),
-        }
-        settings.stream = StreamSettings(**stream)
+        settings.stream = StreamSettings(**{**WIDE, **self.options.get("stream", {})})
         self.parts = parts = await stack.enter_async_context(running(settings, dsn, None))
         hub = Hub(settings.stream)
         self.market = Market(hub, self.source)
@@ -117,6 +119,7 @@ class Ours:
             assert isinstance(topic, Topic)
             topic.seq = topic.lost_through = FIRST
         await self._populate()
+        settle_collector()  # as `tbot up` does before it serves
         return server_options(parts.app, settings)
 
     async def _populate(self) -> None:
@@ -131,7 +134,7 @@ class Ours:
             users.append(user.id)
         scopes = granted(Role.TRADER, "")
         tokens = []
-        async with auth_store.transaction(auth.pool) as connection:
+        async with transaction(auth.pool) as connection:
             for number in range(clients):
                 session_id, user_id = new_id(), users[number % len(users)]
                 expires_at = await auth_store.insert_session(
@@ -191,6 +194,30 @@ class Ours:
             self.refused += 1  # the database is too busy: less private events, none of them lost
 
 
+class Played(Ours):
+    """The whole of T-Bot on a paper exchange that plays a recording, up to its candles."""
+
+    async def open(self, stack: AsyncExitStack, dsn: str) -> dict[str, Any]:
+        os.environ["TBOT_AUTH__ACCESS_TTL_S"] = "86400"
+        settings = Settings(data_dir=Path("/nonexistent"))
+        settings.stream = StreamSettings(**{**WIDE, **self.options.get("stream", {})})
+        access = PaperAccess(**self.options["exchange"])
+        self.parts = await stack.enter_async_context(running(settings, dsn, access))
+        self.hub = self.parts.streams.hub
+        if self.parts.feed is not None:
+            self.parts.feed.listen(self._hear)
+        while await self.parts.unready():
+            await asyncio.sleep(0.05)
+        await self._populate()
+        settle_collector()
+        return server_options(self.parts.app, settings)
+
+    def _hear(self, symbol: str, event: FeedEvent) -> None:
+        """Note when each trade was heard: what came before is not the server's doing."""
+        if isinstance(event, Traded):
+            self.heard.append((event.trade.trade_id, time.time()))
+
+
 class Naive:
     """What one writes first: FastAPI, and an await for each client and message."""
 
@@ -231,7 +258,11 @@ class Naive:
         return await paced(rate, seconds, one)
 
 
-KINDS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {"ours": Ours, "naive": Naive}
+KINDS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
+    "ours": Ours,
+    "played": Played,
+    "naive": Naive,
+}
 
 
 async def orders(server: Any, running: dict[str, asyncio.Task[int]]) -> None:
@@ -254,6 +285,8 @@ async def orders(server: Any, running: dict[str, asyncio.Task[int]]) -> None:
                     files=sum(1 for _ in Path("/proc/self/fd").iterdir()),
                     hub=hub_facts(getattr(server, "hub", None)),
                 )
+            case "heard":
+                say(heard=server.heard)
             case name:
                 running[name] = asyncio.ensure_future(getattr(server, name)(**order))
 

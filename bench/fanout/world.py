@@ -10,6 +10,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,12 @@ from fanout.reader import Reader, Stats, open_reader
 
 HERE: Final = Path(__file__).resolve().parent
 FILES: Final = 20_000
+USERS: Final = 8
+"""Client n belongs to user n modulo this many, and so does account n."""
 SMALL_BYTES: Final = 16_384
 """Receive buffer of a client that is to stall soon after it stops reading."""
+BUSY_MAX: Final = 60
+BUSY_S: Final = 0.5
 PER_ADDRESS: Final = 20_000
 """Connections from one loopback address: below the number of its ports."""
 
@@ -57,6 +62,13 @@ class Server:
         assert self.process.stdout is not None
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
+
+    def heard(self) -> list[tuple[int, float]]:
+        """Each trade that it heard of, and the wall clock's time then."""
+        self.order(do="heard")
+        assert self.process.stdout is not None
+        found: list[tuple[int, float]] = json.loads(self.process.stdout.readline())["heard"]
+        return found
 
     def pss_kib(self) -> int:
         """Its memory: what is shared with other processes counts in part."""
@@ -130,8 +142,33 @@ def connect(port: int, number: int, receive_bytes: int = 0) -> socket.socket:
     return connection
 
 
+class Busy(Exception):
+    """The server is too busy for newcomers, and says so: come back in a moment."""
+
+
+def admitted(
+    port: int, number: int, request: bytes, receive_bytes: int = 0
+) -> tuple[socket.socket, bytes]:
+    """A connection that has shaken hands, and what came behind the answer.
+
+    Who is told to come back does so, a bounded number of times.
+    """
+    for _ in range(BUSY_MAX):
+        connection = connect(port, number, receive_bytes)
+        try:
+            return connection, upgraded(connection, request)
+        except Busy:
+            connection.close()
+            time.sleep(BUSY_S)
+    raise SystemExit("the server stays too busy for newcomers")
+
+
 def upgraded(connection: socket.socket, request: bytes) -> bytes:
-    """Shake hands; returns what came behind the answer."""
+    """Shake hands; returns what came behind the answer.
+
+    Raises:
+        Busy: The server answered 503.
+    """
     connection.sendall(request)
     received = b""
     while b"\r\n\r\n" not in received:
@@ -140,6 +177,8 @@ def upgraded(connection: socket.socket, request: bytes) -> bytes:
             raise SystemExit(f"the handshake was not answered: {received!r}")
         received += data
     head, _, rest = received.partition(b"\r\n\r\n")
+    if head.startswith(b"HTTP/1.1 503"):
+        raise Busy
     if not head.startswith(b"HTTP/1.1 101"):
         raise SystemExit(f"the handshake was refused: {received[:300]!r}")
     return rest
@@ -158,6 +197,10 @@ class Crowd:
         """Begin to count anew; returns what was counted."""
         before, self.stats = self.stats, Stats()
         return before
+
+    def say(self, index: int, message: dict[str, Any]) -> None:
+        """Let one client send a message; the server reads, so that there is room for it."""
+        self.reader.send(index, frame(json.dumps(message).encode()))
 
     def run(self, seconds: float) -> Stats:
         """Read for so long; returns what was read."""
@@ -188,9 +231,9 @@ def gather(
     crowd = Crowd(server, reader or open_reader(count, plain=plain))
     tokens = server.facts.get("tokens", [])
     for number in range(first, first + count):
-        connection = connect(server.port, number, SMALL_BYTES if number in small else 0)
         request = handshake(server.port, protocol="tbot.v1.json" if wishes else "")
-        rest = upgraded(connection, request)
+        receive_bytes = SMALL_BYTES if number in small else 0
+        connection, rest = admitted(server.port, number, request, receive_bytes)
         if wishes is not None:
             login = json.dumps({"op": "auth", "token": tokens[number % len(tokens)]})
             wish = json.dumps({"op": "sub", "channels": wishes(number)})

@@ -169,6 +169,51 @@ async def test_each_command_of_a_batch_gets_its_own_answer(desk: Any) -> None:
     await desk.verified()
 
 
+async def test_commands_that_come_together_have_an_outcome_each(desk: Any) -> None:
+    account = await desk.open(USDT="1000")
+    asked = [
+        desk.order(account),
+        desk.order(new_id()),
+        desk.order(account, price="100.001"),
+        desk.order(account),
+    ]
+    good, unknown, off_tick, other = await desk.committer.commit_all([(c, None) for c in asked])
+    assert isinstance(good, Accepted)
+    assert isinstance(other, Accepted)
+    assert good.entries[0].seq + 1 == other.entries[0].seq
+    assert isinstance(unknown, NotFound)
+    assert off_tick.reason is Reason.PRICE_OFF_TICK
+    assert await desk.committer.commit_all([]) == []
+    await desk.verified()
+
+
+async def test_commands_that_come_together_take_the_places_there_are(new_desk: Any) -> None:
+    desk = await new_desk(queue_max=6, queue_reserved=2)
+    account = await desk.open(USDT="1000")
+    outcomes = await desk.committer.commit_all([(desk.order(account), None) for _ in range(10)])
+    assert [isinstance(o, Accepted) for o in outcomes] == [True] * 4 + [False] * 6
+    assert all(isinstance(o, Overloaded) for o in outcomes[4:])
+    await desk.committer.stop()
+    (stopped,) = await desk.committer.commit_all([(desk.order(account), None)])
+    assert isinstance(stopped, JournalUnavailable)
+    await desk.verified()
+
+
+async def test_who_asked_for_many_and_goes_away_undoes_none(desk: Any) -> None:
+    account = await desk.open(USDT="1000")
+    orders = [(desk.order(account, client_order_id=f"gone{i}"), None) for i in range(3)]
+    task = asyncio.create_task(desk.committer.commit_all(orders))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    again = await desk.committer.commit_all(
+        [(desk.order(account, client_order_id=f"gone{i}"), None) for i in range(3)]
+    )
+    assert [outcome.result.replayed for outcome in again] == [True] * 3
+    await desk.verified()
+
+
 async def test_a_poisonous_command_is_isolated(desk: Any, owner_url: str) -> None:
     account = await desk.open(USDT="1000")
     owner = await asyncpg.connect(owner_url)

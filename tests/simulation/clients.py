@@ -126,7 +126,7 @@ async def attempt(world: World, process: Process, request: Request, patience: st
     if process.ended:  # it was there a moment ago
         made.note = "killed"
         return made
-    task = world.loop.create_task(process.committer.commit(move, once))
+    task = world.loop.create_task(_commit(process.committer, move, once, made.number % 3 == 0))
     process.attempts[task] = made
     task.add_done_callback(lambda task: process.attempts.pop(task, None) and None)
     if patience == "step":
@@ -147,6 +147,16 @@ async def attempt(world: World, process: Process, request: Request, patience: st
     if world.trace is not None:
         world.trace(f"a{made.number} {made.note}: {made.outcome!r}"[:200])
     return made
+
+
+async def _commit(committer: Committer, move: Move, once: Once | None, bulk: bool) -> Any:
+    """Either way in; a bulk of one tells a fault as it tells any other outcome."""
+    if not bulk or move.priority is Priority.REPORT:
+        return await committer.commit(move, once)
+    (outcome,) = await committer.commit_all([(move, once)])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def describe(move: Move) -> str:

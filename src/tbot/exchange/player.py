@@ -144,6 +144,8 @@ class Player:
         for timed in self._rest():
             if zero_ns is None:
                 zero_ns, began_s = timed.at_ns, loop.time()
+                # Whoever wants to know when an event was due counts from here.
+                _log.info("market_started", speed=self._speed)
             due_s = began_s + (timed.at_ns - zero_ns) * per_ns
             wait_s = due_s - loop.time()
             if wait_s > 0.0005:

@@ -14,7 +14,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, overload
+from typing import Any, Final, overload
 
 import asyncpg
 import structlog
@@ -35,7 +35,7 @@ from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.batch import Batch, CommandFailed, Committed, Connection, StateCache
 from tbot.journal.commands import Accepted, Command, Priority, Projection
 from tbot.journal.once import Kept, Once
-from tbot.journal.queue import CommandQueue, Pending
+from tbot.journal.queue import Answers, CommandQueue, Outcome, Pending, PendingOfMany
 
 _log = structlog.get_logger(__name__)
 
@@ -157,6 +157,29 @@ class Committer:
         await self._queue.put(pending)
         # A caller that goes away cancels this future of its own and nothing else.
         return await pending.future
+
+    async def commit_all(
+        self, asked: Sequence[tuple[Command[Any], Once | None]]
+    ) -> list[Outcome | Exception]:
+        """Decide many commands, each for itself, and make them durable: one wait for all.
+
+        Args:
+            asked: Commands (no reports) and their idempotency keys. They are decided in this
+                order, though not necessarily in one transaction.
+
+        Returns:
+            In the same order what `commit` would have answered or raised.
+        """
+        if not asked:
+            return []
+        answers, now_s = Answers(len(asked)), clock.boot_s()
+        self._queue.put_all(
+            [
+                PendingOfMany(command, once, now_s, answers, place)
+                for place, (command, once) in enumerate(asked)
+            ]
+        )
+        return await answers.future
 
     async def _run(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tbot.core import clock
@@ -43,6 +43,62 @@ class Pending:
             self.future.set_exception(error)
             # A caller that has gone away must not turn this into a warning at collection.
             self.future.exception()
+
+
+class Answers:
+    """What many commands of one caller are answered: one future for all of them.
+
+    Attributes:
+        future: Has the outcomes, faults among them, in the commands' order, once all are there.
+    """
+
+    __slots__ = ("_missing", "_outcomes", "future")
+
+    def __init__(self, count: int) -> None:
+        self.future: asyncio.Future[list[Outcome | Exception]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._outcomes: list[Outcome | Exception | None] = [None] * count
+        self._missing = count
+
+    def put(self, place: int, outcome: Outcome | Exception) -> None:
+        """Take one command's outcome; only its first counts."""
+        if self._outcomes[place] is not None:
+            return
+        self._outcomes[place] = outcome
+        self._missing -= 1
+        if not self._missing and not self.future.done():
+            self.future.set_result([one for one in self._outcomes if one is not None])
+
+
+class PendingOfMany(Pending):
+    """A command whose caller awaits many at once."""
+
+    __slots__ = ("_answers", "_place")
+
+    def __init__(
+        self,
+        command: Command[Any],
+        once: Once | None,
+        since_s: float,
+        answers: Answers,
+        place: int,
+    ) -> None:
+        # A future of its own is what it saves: nobody awaits it alone.
+        self.command = command
+        self.once = once
+        self.since_s = since_s
+        self.attempts = 0
+        self._answers = answers
+        self._place = place
+
+    def answer(self, outcome: Outcome) -> None:
+        """Tell the caller what became of it."""
+        self._answers.put(self._place, outcome)
+
+    def fail(self, error: Exception) -> None:
+        """Tell the caller that it ended in a fault."""
+        self._answers.put(self._place, error)
 
 
 class CommandQueue:
@@ -87,6 +143,24 @@ class CommandQueue:
         self._lanes[priority].append(pending)
         self._length += 1
         self._filled.set()
+
+    def put_all(self, pendings: Sequence[Pending]) -> None:
+        """Let many commands wait, in their order, without waiting for room: no reports.
+
+        Those for which there is no place are answered at once: `Overloaded`, or
+        `JournalUnavailable` once the queue is closed. They were certainly not executed.
+        """
+        for pending in pendings:
+            priority = pending.command.priority
+            limit = self._places - (self._reserved if priority is Priority.NEW else 0)
+            if self.closed:
+                pending.fail(JournalUnavailable("the server is stopping", retry_after_s=2.0))
+            elif self._length >= limit:
+                pending.fail(Overloaded("too many commands are waiting to be committed"))
+            else:
+                self._lanes[priority].append(pending)
+                self._length += 1
+                self._filled.set()
 
     def put_back(self, pendings: Iterable[Pending]) -> None:
         """Return commands that a batch took but did not run; they keep their place in front."""

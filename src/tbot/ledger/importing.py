@@ -14,7 +14,6 @@ nothing, for ever.
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -216,16 +215,14 @@ async def _make(
     known = {row["id"] for row in rows}
     report.known += len(known)
     missing = {made_id: one for made_id, one in ids.items() if made_id not in known}
-    # The committer takes them in the order in which they are handed over.
-    outcomes = await asyncio.gather(
-        *(
-            committer.commit(create_transfers(new_id(), actor, (_transfer(made_id, one, report),)))
+    outcomes = await committer.commit_all(
+        [
+            (create_transfers(new_id(), actor, (_transfer(made_id, one, report),)), None)
             for made_id, one in missing.items()
-        ),
-        return_exceptions=True,
+        ]
     )
     for one, outcome in zip(missing.values(), outcomes, strict=True):
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, Exception):
             raise outcome
         if isinstance(outcome, Refused):
             report.refuse(one.line, f"{outcome.reason.value}: {outcome.detail}")

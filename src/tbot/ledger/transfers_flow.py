@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -252,17 +252,14 @@ class Expiry:
         while True:
             async with self._pool.acquire() as connection:
                 due = await store.list_overdue(connection, now, self._settings.expiry_batch)
-            outcomes: list[Any] = await asyncio.gather(
-                *(
-                    self._committer.commit(
-                        ExpireTransfer(new_id(), _ACTOR, t.id, t.source_id, t.target_id)
-                    )
+            outcomes = await self._committer.commit_all(
+                [
+                    (ExpireTransfer(new_id(), _ACTOR, t.id, t.source_id, t.target_id), None)
                     for t in due
-                ),
-                return_exceptions=True,
+                ]
             )
             for outcome in outcomes:
-                if isinstance(outcome, BaseException):
+                if isinstance(outcome, Exception):
                     raise outcome
             released = sum(
                 1

@@ -74,6 +74,16 @@ class StreamSocket(WebSocketsSansIOProtocol):
             extensions = cast("dict[str, Any]", self.scope["extensions"])
             extensions[EXTENSION] = self
 
+    async def send(self, message: Any) -> None:
+        """Pass a message of the application on; a refused handshake is an answered one.
+
+        Without this uvicorn logs an error for each of them, and a crowd that comes back to a busy
+        server would fill the log.
+        """
+        await super().send(message)
+        if self.close_sent:
+            self.handshake_complete = True
+
     def hand_over(self) -> Wire | None:
         """Let a wire take the connection, right after it was accepted.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from typing import Any
 
@@ -284,6 +285,22 @@ async def test_one_address_has_so_many(new_stack: Any) -> None:
             await stack.dial()
     assert refused.value.response.status_code == 429
     assert int(refused.value.response.headers["retry-after"]) >= 1
+
+
+async def test_a_refused_handshake_is_no_error_of_the_server(
+    stack: Any, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(caplog.handler)
+    stack.streams.admission.lag_s = 1e6
+    try:
+        with pytest.raises(InvalidStatus) as refused:
+            await stack.dial()
+        await eventually(lambda: not stack.server.server_state.tasks)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert refused.value.response.status_code == 503
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_binary_frames_are_binary() -> None:
