@@ -66,6 +66,7 @@ from tbot.orders import store as orders_store
 from tbot.orders.flow import Instruments
 from tbot.orders.flow import Market as ReferencePrices
 from tbot.orders.flow import OrderDesk
+from tbot.orders.instruments import InstrumentsFollower
 from tbot.orders.store import OrdersProjection
 from tbot.venues.base import Instrument
 from tbot.venues.binance.client import BinanceVenue, Endpoints
@@ -73,7 +74,9 @@ from tbot.venues.binance.wire import HmacSigner
 from tbot.web.app import build_app
 from tbot.web.checks import process_checks
 from tbot.web.deps import Check, Deps
+from tbot.web.market import ticker_json
 from tbot.web.stream import Streams
+from tbot.web.tickers import SharedTickers
 
 PAPER: Final = "paper"
 _STOP_TIMEOUT_S: Final = 5.0
@@ -201,7 +204,9 @@ async def running(
         instruments = Instruments()
         venue = feed = gateway = candles = None
         if paper is not None:
-            await instruments.reload(pool, PAPER)
+            follower = InstrumentsFollower(pool, bus, instruments, PAPER, settings.cache, shared)
+            await follower.start()
+            stack.push_async_callback(follower.stop)
             venue = BinanceVenue(
                 PAPER,
                 Endpoints.at(paper.url),
@@ -260,6 +265,7 @@ async def running(
                 {} if candles is None else {PAPER: candles},
                 {} if status is None else {PAPER: status},
                 valkey,
+                _tickers(stack, settings, shared, feeds),
             )
         )
         yield Parts(
@@ -443,6 +449,24 @@ def _webhooks(
     delivering = duty.Duty(lambda: connect_listener(dsn), duty.WEBHOOKS, deliverer.run)
     delivering.start()
     stack.push_async_callback(delivering.stop)
+
+
+def _tickers(
+    stack: AsyncExitStack,
+    settings: Settings,
+    shared: Shared | None,
+    feeds: Mapping[str, MarketFeed],
+) -> SharedTickers | None:
+    """Tickers for processes that hear nothing themselves; the market role tells them."""
+    if shared is None:
+        return None
+    tickers = SharedTickers(
+        shared, settings.market.stale_after_s, settings.cache.tickers_interval_s, ticker_json
+    )
+    stack.push_async_callback(tickers.stop)
+    if "market" in settings.roles:
+        tickers.start(feeds)
+    return tickers
 
 
 def _served(

@@ -17,8 +17,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-FIELDS: Final = frozenset(
-    """
+FIELDS: Final = frozenset("""
     account address age_s asked at_byte bucket by cache candle check client client_id clients
     code command commands complete cut_bytes detail dropped duration_ms duty ended entries epoch
     error events evidence file first for_s found holder id index instruments interval key_id kid
@@ -26,8 +25,7 @@ FIELDS: Final = frozenset(
     outcome path payment pid position reason records reference report request_id role route said
     seq session session_id signal signs_in_s source span_id speed status symbol task through
     timeout_s trace_id update_id url user_id venue venue_order_id version webhook why
-    """.split()  # noqa: SIM905 - read as text, it is a list that one can read
-)
+    """.split())  # noqa: SIM905 - read as text, it is a list that one can read
 """What an event may carry besides `event`, `level`, `logger`, `timestamp` and a traceback.
 
 Whoever adds one asks first: can a caller put anything there that must not be read by others?

@@ -16,6 +16,7 @@ from tbot.market.feed import MarketFeed
 from tbot.market.status import StatusBoard
 from tbot.orders.flow import OrderDesk
 from tbot.web.stream import Streams
+from tbot.web.tickers import SharedTickers
 
 type Check = Callable[[], Awaitable[str | None]]
 """Answers None when its part is ready, else a few words on why not."""
@@ -35,6 +36,7 @@ class Deps:
         candles: Live candles, by venue.
         statuses: How each venue's markets are, by venue.
         valkey: Shared with other processes; None keeps to this one.
+        tickers: What other processes hear of markets; None without Valkey.
         given_permissions: Roles on shared accounts; None takes the streams', or makes some.
     """
 
@@ -49,6 +51,7 @@ class Deps:
     candles: Mapping[str, CandleFeed] = field(default_factory=dict)
     statuses: Mapping[str, StatusBoard] = field(default_factory=dict)
     valkey: Valkey | None = None
+    tickers: SharedTickers | None = None
     given_permissions: InitVar[Permissions | None] = None
     permissions: Permissions = field(init=False)
 
