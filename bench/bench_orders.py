@@ -25,6 +25,8 @@ from writepath import place
 from writepath.firing import NUMBER, WARM_S, Shots, fire, post
 from writepath.place import Server
 
+from tbot.db.embedded import EmbeddedPostgres
+
 PATH = "/v1/orders"
 MANY = 128
 
@@ -69,31 +71,49 @@ class Orders:
         return shots
 
 
-def told(name: str, shots: Shots, server: Server, before_s: float) -> None:
+class Watch:
+    """Processor time of a server and of Postgres, from its making on."""
+
+    def __init__(self, server: Server, database: EmbeddedPostgres) -> None:
+        self._server, self._database = server, database
+        self._server_s = server.processor_s()
+        self._database_s = place.database_processor_s(database)
+
+    def spent_s(self) -> tuple[float, float]:
+        """The server's and Postgres'."""
+        return (
+            self._server.processor_s() - self._server_s,
+            place.database_processor_s(self._database) - self._database_s,
+        )
+
+
+def told(name: str, shots: Shots, watch: Watch) -> None:
     """One line of the table; the processor columns tell who was the bottleneck."""
-    spent_s = server.processor_s() - before_s
-    busy, firing = spent_s / (shots.seconds + WARM_S), shots.processor_s / shots.seconds
-    each_us = spent_s / shots.served * 1e6
+    spent_s, database_s = watch.spent_s()
+    lasted_s = shots.seconds + WARM_S
+    firing = shots.processor_s / shots.seconds
     print(
         f"  {name:34s} {shots.per_s:8.0f}/s   p50 {shots.ms(50):7.2f} ms"
-        f"   p99 {shots.ms(99):7.2f} ms   server {busy:4.0%}, {each_us:4.0f} µs each"
+        f"   p99 {shots.ms(99):7.2f} ms"
+        f"   server {spent_s / lasted_s:4.0%}, {spent_s / shots.served * 1e6:4.0f} µs each"
+        f"   Postgres {database_s / lasted_s:4.0%}, {database_s / shots.served * 1e6:4.0f} µs"
         f"   generator {firing:4.0%}",
         flush=True,
     )
 
 
 async def compare(
-    dsn: str, runs: dict[str, tuple[Server, Callable[[], Shots]]], rounds: int
+    database: EmbeddedPostgres, runs: dict[str, tuple[Server, Callable[[], Shots]]], rounds: int
 ) -> dict[str, list[Shots]]:
     """Each run once per round, in turn."""
     found: dict[str, list[Shots]] = {name: [] for name in runs}
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}")
         for name, (server, run) in runs.items():
-            await place.calm(dsn)
-            before_s = server.processor_s()
+            await place.calm(database.dsn("superuser"))
+            watch = Watch(server, database)
             shots = await asyncio.to_thread(run)
-            told(name, shots, server, before_s)
+            told(name, shots, watch)
             found[name].append(shots)
     return found
 
@@ -103,8 +123,9 @@ def middle(shots: list[Shots], of: Callable[[Shots], float]) -> float:
     return median(of(each) for each in shots)
 
 
-async def gateway_off(dsn: str, owner: str, options: argparse.Namespace) -> dict[str, Any]:
+async def gateway_off(database: EmbeddedPostgres, options: argparse.Namespace) -> dict[str, Any]:
     """All but the venue: the comparisons."""
+    dsn = database.dsn("app")
     kinds = {
         "stock": ("stock", {"path": PATH, "cached": True}),
         "stock, uncached": ("stock", {"path": PATH, "cached": False}),
@@ -139,7 +160,7 @@ async def gateway_off(dsn: str, owner: str, options: argparse.Namespace) -> dict
         }
         if options.only:
             runs = {name: run for name, run in runs.items() if name in options.only.split("+")}
-        found = await compare(owner, runs, options.rounds)
+        found = await compare(database, runs, options.rounds)
         if options.only:
             return {}
 
@@ -168,7 +189,7 @@ async def gateway_off(dsn: str, owner: str, options: argparse.Namespace) -> dict
     }
 
 
-async def gateway_on(dsn: str, options: argparse.Namespace) -> dict[str, Any]:
+async def gateway_on(database: EmbeddedPostgres, options: argparse.Namespace) -> dict[str, Any]:
     """The same orders with the gateway in the same process, sending them to the paper exchange.
 
     Immediate-or-cancel far from the market: the exchange answers each at once, and each order is
@@ -177,14 +198,14 @@ async def gateway_on(dsn: str, options: argparse.Namespace) -> dict[str, Any]:
     async with place.exchange() as access:
         environment = {"TBOT_GATEWAY__IN_FLIGHT_MAX": 2048}
         with place.serving(
-            "ours", dsn, accounts=64, exchange=access, environment=environment
+            "ours", database.dsn("app"), accounts=64, exchange=access, environment=environment
         ) as ours:
             orders = Orders(ours, ours.facts["accounts"], "ioc")
             found = []
             for number in range(options.rounds):
-                before_s = ours.processor_s()
+                watch = Watch(ours, database)
                 shots = await asyncio.to_thread(orders.fire, MANY, options.seconds)
-                told(f"gateway on, round {number + 1}", shots, ours, before_s)
+                told(f"gateway on, round {number + 1}", shots, watch)
                 found.append(shots)
     return {
         "gateway_on_orders_per_s": round(middle(found, lambda s: s.per_s)),
@@ -196,17 +217,16 @@ async def gateway_on(dsn: str, options: argparse.Namespace) -> dict[str, Any]:
 async def main(options: argparse.Namespace) -> dict[str, Any]:
     pinned = place.pin(place.LOAD_CORE)
     async with place.database() as server:
-        dsn = server.dsn("app")
-        print("Postgres:", await place.durability(dsn))
+        print("Postgres:", await place.durability(server.dsn("app")))
         print("cores:", "API on 0; Postgres and load on 1" if pinned else "not pinned")
         figures = {}
         if options.gateway != "only":
-            figures = await gateway_off(dsn, server.dsn("superuser"), options)
+            figures = await gateway_off(server, options)
     if options.gateway != "off":
         # On a database of its own: a gateway would first ask the venue for every order that the
         # other part left unsent.
         async with place.database() as server:
-            figures |= await gateway_on(server.dsn("app"), options)
+            figures |= await gateway_on(server, options)
     return figures
 
 

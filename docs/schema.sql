@@ -3,6 +3,34 @@
 CREATE DOMAIN public.amount AS numeric
 	CONSTRAINT amount_check CHECK (((VALUE <> 'NaN'::numeric) AND (VALUE > '-100000000000000000000'::numeric) AND (VALUE < '100000000000000000000'::numeric) AND (scale(VALUE) <= 18)));
 
+CREATE FUNCTION public.certify(ids uuid[], seqs bigint[], hashes bytea[], names text[], halts boolean[], reasons text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    seqs_now    bigint[];
+    hashes_now  bytea[];
+    names_now   text[];
+    halts_now   boolean[];
+    reasons_now text[];
+BEGIN
+    SELECT array_agg(h.seq), array_agg(h.hash) INTO seqs_now, hashes_now FROM (
+        SELECT s.seq, s.hash FROM streams s WHERE s.account_id = ANY (ids)
+        ORDER BY s.account_id FOR NO KEY UPDATE
+    ) h;
+    IF (seqs_now, hashes_now) IS DISTINCT FROM (seqs, hashes) THEN
+        RAISE EXCEPTION 'a stream has moved on' USING ERRCODE = 'serialization_failure';
+    END IF;
+    SELECT coalesce(array_agg(w.name), '{}'), coalesce(array_agg(w.halted), '{}'),
+           coalesce(array_agg(w.reason), '{}')
+    INTO names_now, halts_now, reasons_now FROM (
+        SELECT name, halted, reason FROM switches ORDER BY name FOR SHARE
+    ) w;
+    IF (names_now, halts_now, reasons_now) IS DISTINCT FROM (names, halts, reasons) THEN
+        RAISE EXCEPTION 'a switch was turned' USING ERRCODE = 'serialization_failure';
+    END IF;
+END
+$$;
+
 CREATE FUNCTION public.note_switch_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$

@@ -2,7 +2,8 @@
 
 It reads enough of the wire protocol to know a COMMIT when it sees one: messages are forwarded one
 by one, so a connection can be cut, or fall silent, just before the COMMIT goes to Postgres, in the
-middle of it, or after Postgres has carried it out and before its answer goes back.
+middle of it, or after Postgres has carried it out and before its answer goes back. A statement that
+commits by itself, as most batches are written, counts as one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 COMMITTER = b"application_name\0tbot committer\0"
-_COMMITTED = b"COMMIT\0"
+_COMMIT = b"COMMIT\0"
+_COMMITS_BY_ITSELF = b"certify("
 
 
 class AtCommit(StrEnum):
@@ -36,6 +38,7 @@ class _Link:
         lost: It never speaks again.
         spoke_s: When something was last forwarded: what comes in one burst is delayed once.
         doomed: What happens to it once Postgres has answered its COMMIT.
+        prepared: Names of its statements that commit by themselves.
     """
 
     client: asyncio.StreamWriter
@@ -46,6 +49,7 @@ class _Link:
     spoke_s: float = 0.0
     lost: bool = False
     doomed: AtCommit | None = None
+    prepared: set[bytes] = field(default_factory=set)
 
     def cut(self) -> None:
         """Reset both sides."""
@@ -54,14 +58,33 @@ class _Link:
                 writer.transport.abort()
 
 
-def is_commit(message: bytes) -> bool:
-    """Whether a message of the client's carries a COMMIT.
+def is_commit(message: bytes, prepared: set[bytes]) -> bool:
+    """Whether a message of the client's carries a COMMIT, or runs what commits by itself.
+
+    Args:
+        prepared: Names of statements that do; a message that prepares one adds its name.
 
     Example:
-        >>> is_commit(b"Q....COMMIT\\0"), is_commit(b"Q....BEGIN\\0")
+        >>> is_commit(b"Q....COMMIT\\0", set()), is_commit(b"Q....BEGIN\\0", set())
         (True, False)
+        >>> known = set()
+        >>> is_commit(b"P....one\\0SELECT certify($1)\\0..", known), known
+        (False, {b'one'})
+        >>> is_commit(b"B....\\0one\\0..", known)
+        True
     """
-    return message[:1] in (b"Q", b"P") and _COMMITTED in message.upper()
+    kind, body = message[:1], message[5:]
+    if kind == b"B":
+        return body.split(b"\0", 2)[1] in prepared
+    if kind == b"P" and _COMMITS_BY_ITSELF in body:
+        prepared.add(body.split(b"\0", 1)[0])
+        return False
+    return kind in (b"Q", b"P") and _COMMIT in body.upper()
+
+
+def _is_done(message: bytes) -> bool:
+    """Whether Postgres says with it that a COMMIT has taken effect: by its tag, or being ready."""
+    return message[:1] == b"Z" or (message[:1] == b"C" and _COMMIT in message)
 
 
 class Proxy:
@@ -173,7 +196,8 @@ class Proxy:
             await self._forward(link, hello, True)
             while True:
                 message = await _message(reader)
-                if self._armed is not None and link.committer and is_commit(message):
+                commits = link.committer and is_commit(message, link.prepared)
+                if self._armed is not None and commits:
                     what, done = self._armed
                     self._armed = None
                     await self._at_commit(link, message, what, done)
@@ -211,7 +235,7 @@ class Proxy:
                     await self._forward(link, data, False)
                     continue
                 message = await _message(reader)
-                if link.doomed is not None and message[:1] == b"C" and _COMMITTED in message:
+                if link.doomed is not None and _is_done(message):
                     if link.doomed is AtCommit.CUT_AFTER:
                         link.cut()
                         return

@@ -17,7 +17,7 @@ import asyncpg
 from .expressions import Record, Rows, Running
 from .faults import FATES, NORMAL, ROLLED_BACK, Fate, Faults
 from .loop import Handle, VirtualLoop
-from .statements import Control, Plan, UniqueViolation, plan
+from .statements import Calls, Control, Plan, Refuted, UniqueViolation, With, plan
 from .tables import DeadlockDetected, Locks, Place, Table, Transaction, new_tables
 
 LATENCY_S: Final = (0.00005, 0.0002)
@@ -155,6 +155,12 @@ class Backend:
         self._idle_since_s = 0.0
         self._limit: Handle | None = None
 
+    def commits(self, one: Plan) -> bool:
+        """Whether a statement ends with something that lasts, one way or the other."""
+        if isinstance(one, Control):
+            return one.word == "COMMIT"
+        return self._transaction is None and isinstance(one, With | Calls)
+
     def try_advisory(self, key: tuple[Any, ...]) -> bool:
         holder = self.server.advisory.setdefault(key, self)
         return holder is self
@@ -190,6 +196,8 @@ class Backend:
             answer = failed
         except DeadlockDetected:
             answer = Failed("40P01", "deadlock detected")
+        except Refuted as refuted:
+            answer = Failed("40001", str(refuted))
         except UniqueViolation as taken:
             answer = Failed("23505", f"duplicate key: {taken}")
         if isinstance(answer, Failed) and self._transaction is not None:
@@ -220,10 +228,10 @@ class Backend:
             elif self._failed:
                 raise Failed("25P02", "current transaction is aborted")
             else:
-                answer = await self._one(one, args)
+                answer = await self._one(one, args, fate)
         return answer
 
-    async def _one(self, one: Plan, args: Sequence[Any]) -> Rows:
+    async def _one(self, one: Plan, args: Sequence[Any], fate: Fate) -> Rows:
         server = self.server
         alone = self._transaction is None
         transaction = self._transaction or Transaction(self, server.tables, server.locks)
@@ -236,8 +244,13 @@ class Backend:
             if alone:
                 transaction.end()
             raise
-        if alone:
-            self._apply(transaction)
+        if alone and transaction.writes:
+            if fate is ROLLED_BACK:
+                transaction.end()
+                raise Failed("40001", "rolled back at its end")
+            await self._commit(transaction, fate)
+        elif alone:
+            transaction.end()
         return answer
 
     async def _control(self, word: str, fate: Fate) -> Rows:
@@ -256,17 +269,24 @@ class Backend:
             if fate is ROLLED_BACK:
                 self._forget()
                 return Rows(tag="ROLLBACK")
-            self._committing = True
-            low, high = (0.05, 3.0) if fate.lost == "late" or fate.slow else (0.0001, 0.0005)
-            await asyncio.sleep(server.rng.uniform(low, high))
-            if not self.alive:
-                raise Failed("57P01", "crashed", fatal=True)
-            self._committing = False
-            self._apply(transaction)
+            await self._commit(transaction, fate)
             self._forget()
             return Rows(tag="COMMIT")
         self._forget()
         return Rows(tag="ROLLBACK")
+
+    async def _commit(self, transaction: Transaction, fate: Fate) -> None:
+        """Make it last, which takes a while; once it has begun only a crash can stop it."""
+        self._committing = True
+        low, high = (0.05, 3.0) if fate.lost == "late" or fate.slow else (0.0001, 0.0005)
+        self._transaction = transaction
+        await asyncio.sleep(self.server.rng.uniform(low, high))
+        if not self.alive:
+            raise Failed("57P01", "crashed", fatal=True)
+        self._committing = False
+        self._apply(transaction)
+        self._transaction = None
+        transaction.end()
 
     def _apply(self, transaction: Transaction) -> None:
         server = self.server
@@ -382,7 +402,7 @@ class FakeConnection:
         if self._waiter is not None:
             raise asyncpg.InterfaceError("another operation is in progress")
         server, loop = self._server, self._server.loop
-        commit = any(isinstance(p, Control) and p.word == "COMMIT" for p in plan(sql))
+        commit = any(self._backend.commits(one) for one in plan(sql))
         spared = self._backend.name.startswith("admin#")
         fate = NORMAL if spared else server.faults.fate(commit=commit)
         if server.trace is not None:

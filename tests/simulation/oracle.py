@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from tbot.core.errors import NotFound, OutcomeUnknown, Unavailable
 from tbot.core.refusals import Reason, Refused
@@ -54,7 +55,24 @@ def check(world: World) -> None:
     for attempt in world.attempts:
         _check_attempt(world, model, attempt)
     _check_keys(world, model)
+    _check_halts(world)
     _check_server(world)
+
+
+def _check_halts(world: World) -> None:
+    """What heeds the switch took effect while it was not thrown, in the order of commits."""
+    (turns,) = world.server.tables["switches"].rows.values()
+    halted = world.server.tables["switches"].columns.index("halted")
+    heeding = {str(attempt.move.id) for attempt in world.attempts if attempt.move.heed}
+    journal = world.server.tables["journal"]
+    body = journal.columns.index("body")
+    for versions in journal.rows.values():
+        for commit, row in versions:
+            if row is None or msgspec.json.decode(row[body])["command"] not in heeding:
+                continue
+            before = [turn for number, turn in turns if number < commit]
+            if before and before[-1] is not None and before[-1][halted]:
+                world.fault(f"commit {commit} took effect after the switch was thrown")
 
 
 def _replay(world: World) -> Model:

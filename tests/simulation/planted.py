@@ -21,6 +21,7 @@ from tbot.journal.committer import Committer
 from tbot.journal.once import KeptAnswers
 from tbot.journal.queue import CommandQueue, Pending
 
+from . import statements
 from .world import Outcome, Program, simulate
 
 LOCKING = "FOR NO KEY UPDATE"
@@ -216,6 +217,23 @@ def _content_ignored(self: KeptAnswers, key: Any) -> Any:
     return None if record is None else record.answer
 
 
+_certify = statements._certify
+
+
+async def _never_refuted(running: Any, *assumed: Any) -> None:
+    """Nothing is compared."""
+
+
+async def _switches_believed(
+    running: Any, ids: Any, seqs: Any, hashes: Any, *switches: Any
+) -> None:
+    table = running.transaction.table("switches")
+    rows = sorted(running.transaction.scan(table), key=table.key_of)
+    places = [table.columns.index(name) for name in ("name", "halted", "reason")]
+    now = [[row[place] for row in rows] for place in places]
+    await _certify(running, ids, seqs, hashes, *now)
+
+
 @contextmanager
 def _unbounded(connection: Any, time_s_max: float) -> Iterator[None]:
     yield
@@ -293,6 +311,16 @@ PLANTED = (
         "cache_kept_after_rollback",
         "States stay in memory after a rollback, and only their sequence is compared.",
         patches=((StateCache, "get", _same_length), (StateCache, "drop", _forget)),
+    ),
+    Planted(
+        "heads_not_certified",
+        "What was decided ahead is written whatever others have written meanwhile.",
+        patches=((statements, "_certify", _never_refuted),),
+    ),
+    Planted(
+        "switches_not_certified",
+        "What was decided ahead is written although a switch was turned meanwhile.",
+        patches=((statements, "_certify", _switches_believed),),
     ),
     Planted("commit_tag_unchecked", "COMMIT may answer ROLLBACK unseen.", TagBelieved),
     Planted(

@@ -94,7 +94,7 @@ _SELECT = re.compile(
     r"(?: ORDER BY (?P<order>[\w., ]+?))?(?: LIMIT (?P<limit>\S+))?"
     r"(?: FOR (?P<lock>NO KEY UPDATE|UPDATE|KEY SHARE|SHARE)(?: OF (?P<of>\w+))?)?"
 )
-_CALL = re.compile(r"(pg_\w+)\((.*)\)(?: AS \w+)?")
+_CALL = re.compile(r"(pg_\w+|certify)\((.*)\)(?: AS \w+)?")
 
 
 @dataclass(slots=True)
@@ -177,7 +177,7 @@ class Union:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function of Postgres."""
+    """A function of Postgres, or of the migrations."""
 
     name: str
     arguments: tuple[Expression, ...]
@@ -187,9 +187,53 @@ class Call:
         answer: Any = None
         if self.name == "pg_try_advisory_lock":
             answer = running.session.try_advisory(values)
+        elif self.name == "certify":
+            await _certify(running, *values)
         elif self.name != "pg_notify":
             raise UnknownStatement(self.name)
         return Rows([self.name], [(answer,)], "SELECT 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Functions, one after the other."""
+
+    calls: tuple[Call, ...]
+
+    async def run(self, running: Running) -> Rows:
+        answers = [await call.run(running) for call in self.calls]
+        return Rows(
+            [name for answer in answers for name in answer.columns],
+            [tuple(value for answer in answers for value in answer.rows[0])],
+            "SELECT 1",
+        )
+
+
+class Refuted(Exception):
+    """`certify` found something else than was assumed."""
+
+
+async def _certify(
+    running: Running,
+    ids: Sequence[Any],
+    seqs: Sequence[int],
+    hashes: Sequence[bytes],
+    *switches: Sequence[Any],
+) -> None:
+    """What the function of the migrations does."""
+    transaction = running.transaction
+    streams, halts = transaction.table("streams"), transaction.table("switches")
+    rows = [await transaction.lock(streams, (one,), exclusive=True) for one in ids]
+    places = streams.columns.index("seq"), streams.columns.index("hash")
+    found = [None if row is None else tuple(row[place] for place in places) for row in rows]
+    if found != list(zip(seqs, hashes, strict=True)):
+        raise Refuted("a stream has moved on")
+    columns = [halts.columns.index(name) for name in ("name", "halted", "reason")]
+    keys = sorted(halts.key_of(row) for row in transaction.scan(halts))
+    turned = [await transaction.lock(halts, key, exclusive=False) for key in keys]
+    now = [tuple(row[place] for place in columns) for row in turned if row is not None]
+    if now != list(zip(*switches, strict=True)):
+        raise Refuted("a switch was turned")
 
 
 def _selects(text: str) -> Plan:
@@ -197,9 +241,14 @@ def _selects(text: str) -> Plan:
     if len(parts) > 1:
         return Union(tuple(_selects(part) for part in parts))
     found = match(_SELECT, text)
-    call = _CALL.fullmatch(found["items"])
-    if call and not found["source"]:
-        return Call(call[1], tuple(expression(part) for part in split(call[2], ",") if part))
+    calls = [_CALL.fullmatch(item) for item in split(found["items"], ",")]
+    if all(calls) and not found["source"]:
+        made = tuple(
+            Call(call[1], tuple(expression(part) for part in split(call[2], ",") if part))
+            for call in calls
+            if call is not None
+        )
+        return made[0] if len(made) == 1 else Calls(made)
     items: list[tuple[str, Expression | None]] = []
     for item in split(found["items"], ","):
         if item == "*":
@@ -385,9 +434,11 @@ class With:
     tail: Plan
 
     async def run(self, running: Running) -> Rows:
+        if isinstance(self.tail, Call | Calls):  # Postgres leaves writes that nothing reads to last
+            answer = await self.tail.run(running)
         for name, part in self.parts:
             running.named[name] = await part.run(running)
-        return await self.tail.run(running)
+        return answer if isinstance(self.tail, Call | Calls) else await self.tail.run(running)
 
 
 def _with(text: str) -> Plan:

@@ -201,6 +201,69 @@ def test_bulk_writes_of_one_statement_take_effect_together(run: Any) -> None:
     assert run(script) == [[(1, 4), (2, 6)], [10]]
 
 
+HALTS = (["trading"], [False], [""])
+TURN = "UPDATE switches SET halted = $2 WHERE name = $1"
+
+
+async def _ahead(connection: Any, seq: int, head: bytes, halts: Any, to: int) -> str:
+    """Write a head that was decided on top of an assumed one; what became of it."""
+    heads = Write(batch._HEADS, [[ONE], [to], [b"new"], [clock.utc_now()]])
+    sql, parameters = compose([heads], certified=True)
+    try:
+        await connection.fetch(sql, *parameters, [ONE], [seq], [head], *halts, "topic")
+    except asyncpg.PostgresError as error:
+        return str(error.sqlstate)
+    return "written"
+
+
+def test_what_was_decided_ahead_is_written_only_if_all_is_as_assumed(run: Any) -> None:
+    async def script(connect: Connect, pause: Any) -> Any:
+        one = await connect()
+        await _streams(one, ONE)
+        await one.execute(
+            "INSERT INTO switches (name, halted, reason, at)"
+            " SELECT * FROM unnest($1::text[], $2::boolean[], $3::text[], $4::timestamptz[])",
+            *HALTS,
+            [clock.utc_now()],
+        )
+        told = [
+            await _ahead(one, 1, bytes(32), HALTS, 5),
+            await _ahead(one, 0, b"other", HALTS, 5),
+            await _ahead(one, 0, bytes(32), (["trading"], [True], [""]), 5),
+            await _ahead(one, 0, bytes(32), ([], [], []), 5),
+        ]
+        seen = await _seqs(one)
+        told.append(await _ahead(one, 0, bytes(32), HALTS, 5))
+        return [told, seen, await _seqs(one)]
+
+    assert run(script) == [["40001"] * 4 + ["written"], [(1, 0)], [(1, 5)]]
+
+
+def test_what_was_decided_ahead_waits_for_who_has_the_stream_or_turns_a_switch(run: Any) -> None:
+    async def script(connect: Connect, pause: Any) -> Any:
+        first, second = await connect(), await connect()
+        await _streams(first, ONE)
+        await first.execute(
+            "INSERT INTO switches (name, halted, reason, at)"
+            " SELECT * FROM unnest($1::text[], $2::boolean[], $3::text[], $4::timestamptz[])",
+            *HALTS,
+            [clock.utc_now()],
+        )
+        told = []
+        for change, arguments in ((ADD, (ONE, 7)), (TURN, ("trading", True))):
+            seq = (await _seqs(first))[0][1]
+            await first.execute("BEGIN")
+            await first.execute(change, *arguments)
+            waiting = asyncio.ensure_future(_ahead(second, seq, bytes(32), HALTS, 50))
+            await pause()
+            assert not waiting.done()
+            await first.execute("COMMIT")
+            told.append(await waiting)
+        return [told, await _seqs(first)]
+
+    assert run(script) == [["40001", "40001"], [(1, 7)]]
+
+
 def test_a_lane_belongs_to_a_session(run: Any) -> None:
     async def script(connect: Connect, pause: Any) -> Any:
         ask = "SELECT pg_try_advisory_lock($1, $2)"

@@ -21,6 +21,7 @@ from tbot.journal.chain import Entry
 from tbot.journal.commands import (
     SYSTEM,
     AccountState,
+    Command,
     Context,
     Draft,
     Drafts,
@@ -168,6 +169,10 @@ class ToyProjection:
 
     async def fetch(self, connection: Any, commands: Any, states: States) -> None:
         """Nothing more: a state has all of its keys."""
+
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Never: a key that was used before breaks the table's."""
+        return False
 
     def apply(self, state: AccountState, entry: Entry) -> None:
         toy = state.part(Toy)

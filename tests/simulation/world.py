@@ -104,6 +104,7 @@ class World:
         self.bursts = rng.choice((0.0, 0.3, 1.0))
         self.rare = rng.choice((0.0, 0.1))
         self.slow = rng.choice((0.0, 0.0, 0.3))
+        self.heeding = rng.choice((0.2, 0.2, 0.2, 1.0))
         self.patiences = rng.choice((("",), ("", "time"), ("", "step"), ("", "step", "time")))
         self.ledger = rng.random() < 0.2
         self.wall_skew_s = 0.0
@@ -275,6 +276,9 @@ class World:
             self.server.crash,
             lambda: self.server.refuse(rng.uniform(0.05, 4.0)),
         ]
+        if self.heeding == 1.0:
+            for _ in range(8):
+                self.loop.at_step(rng.randint(50, 1500), partial(self._unless_calm, self._switch))
         for _ in range(rng.choice((0, 0, 1, 2, 4))):
             event = partial(self._unless_calm, rng.choice(events))
             if rng.random() < 0.5:
@@ -360,7 +364,7 @@ class World:
                     key,
                     once,
                     rng.choice((Priority.NEW, Priority.NEW, Priority.CANCEL, Priority.REPORT)),
-                    rng.random() < 0.2,
+                    rng.random() < self.heeding,
                     rng.random() < self.slow,
                 )
             )

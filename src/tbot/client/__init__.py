@@ -22,6 +22,7 @@ from tbot.client.errors import (
     TBotError,
     Unavailable,
 )
+from tbot.client.events import EventStream
 from tbot.client.models import (
     Account,
     AccountSnapshot,
@@ -43,6 +44,7 @@ from tbot.client.models import (
     Position,
     Positions,
     Ticker,
+    Ticket,
     Trade,
     ValuedAmount,
 )
@@ -50,6 +52,8 @@ from tbot.client.ordering import NewOrder
 from tbot.client.payments import Delivery, Payment, Webhook
 from tbot.client.statements import Movement, StatementEnds
 from tbot.client.streams import Stream
+from tbot.client.subscribing import Timing
+from tbot.client.tokens import TicketKeeper
 from tbot.client.transfers import NewTransfer, Transfer, TransferResult
 
 __all__ = [
@@ -66,6 +70,7 @@ __all__ = [
     "Delivery",
     "Entry",
     "Equity",
+    "EventStream",
     "Fill",
     "Gap",
     "Halt",
@@ -90,6 +95,9 @@ __all__ = [
     "TBotClient",
     "TBotError",
     "Ticker",
+    "Ticket",
+    "TicketKeeper",
+    "Timing",
     "Trade",
     "Transfer",
     "TransferResult",

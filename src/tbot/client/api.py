@@ -15,6 +15,7 @@ import httpx
 from tbot.client.amounts import Amount, amount_text
 from tbot.client.candles import Candles
 from tbot.client.errors import OutcomeUnknown
+from tbot.client.events import EventStream
 from tbot.client.http import Api
 from tbot.client.models import (
     Account,
@@ -26,12 +27,14 @@ from tbot.client.models import (
     Order,
     Positions,
     Ticker,
+    Ticket,
     Trade,
 )
 from tbot.client.ordering import NewOrder
 from tbot.client.payments import Payments, Webhooks
 from tbot.client.statements import Moment, Statements, moment_text
-from tbot.client.streams import GapListener, Stream
+from tbot.client.streams import Stream
+from tbot.client.subscribing import GapListener, Timing
 from tbot.client.tokens import SecondFactor, TokenKeeper
 from tbot.client.transfers import Transfers
 
@@ -101,7 +104,8 @@ class TBotClient:
         self.payments = Payments(self._api)
         self.webhooks = Webhooks(self._api)
         self._logs_out = password is not None
-        self._streams: set[Stream] = set()
+        self._streams: set[Stream | EventStream] = set()
+        self._retry_s = retry_s
 
     async def __aenter__(self) -> Self:
         return self
@@ -358,16 +362,43 @@ class TBotClient:
 
     # Streams
 
-    def stream(self, on_gap: GapListener | None = None, packed: bool = False) -> Stream:
+    def stream(
+        self,
+        on_gap: GapListener | None = None,
+        packed: bool = False,
+        timing: Timing | None = None,
+    ) -> Stream:
         """A stream of market data and private events; use it as an async context manager.
 
         Args:
             on_gap: Called whenever something was missed on a public channel.
             packed: Whether messages are in msgpack: smaller, and quicker to read.
+            timing: How patient it is.
         """
-        stream = Stream(self.base_url, self._tokens, on_gap, self._streams.discard, packed)
+        timing = timing or Timing(open_s=self._retry_s)
+        stream = Stream(self.base_url, self._tokens, on_gap, self._streams.discard, packed, timing)
         self._streams.add(stream)
         return stream
+
+    def events(
+        self, on_gap: GapListener | None = None, timing: Timing | None = None
+    ) -> EventStream:
+        """The same as server-sent events, for where WebSockets do not get through.
+
+        The channels of `stream` are taken the same way; orders go over REST.
+        """
+        timing = timing or Timing(open_s=self._retry_s)
+        stream = EventStream(self._http, self._tokens, on_gap, self._streams.discard, timing)
+        self._streams.add(stream)
+        return stream
+
+    async def ticket(self, scope: str = "") -> Ticket:
+        """A ticket: opens a stream once, soon, for a web page or a program without a token.
+
+        Args:
+            scope: Scopes separated by spaces, of those that you have; empty for all of them.
+        """
+        return await self._api.request(Ticket, "POST", "/v1/stream/tickets", json={"scope": scope})
 
 
 @dataclass(frozen=True, slots=True)

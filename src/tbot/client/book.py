@@ -31,6 +31,12 @@ class _Side:
             self.prices.insert(bisect_left(self.prices, price), price)
         self.levels[price] = (price_text, quantity_text)
 
+    def drop(self, surplus: slice) -> None:
+        """Forget some levels, by their places."""
+        for price in self.prices[surplus]:
+            del self.levels[price]
+        del self.prices[surplus]
+
 
 class Book:
     """One market's book. The stream keeps it current; read it between two events.
@@ -67,6 +73,9 @@ class Book:
             self._bids.set(price, quantity)
         for price, quantity in asks:
             self._asks.set(price, quantity)
+        if self.depth:  # a server that forgets to delete must not make us grow
+            self._bids.drop(slice(0, max(0, len(self._bids.prices) - self.depth)))
+            self._asks.drop(slice(self.depth, None))
         self.seq = seq
         self.update_id = update_id
 

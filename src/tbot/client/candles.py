@@ -121,7 +121,7 @@ class CandlesChannel(Channel):
     def wish(self) -> dict[str, Any]:
         """With the place to go on from, when there is one."""
         wish = super().wish()
-        if self.seq is not None:
+        if self.tries_to_resume:
             wish["resume"] = {"epoch": self.epoch, "ch": self.number, "seq": self.seq}
         return wish
 
@@ -129,6 +129,8 @@ class CandlesChannel(Channel):
         """See `Channel.take`."""
         op, seq = message["op"], message["seq"]
         if op == "snap":
+            if not self.begins(seq):
+                return True  # an old one, again
             candles = msgspec.convert(message["data"]["candles"], list[Candle])
             told = self._told
             if told is not None and candles and candles[0].start > told:
@@ -138,17 +140,19 @@ class CandlesChannel(Channel):
                     await self._give(candle)
             self.seq = seq
             return True
+        self.fresh = False
         first = message["from"] if op == "gap" else seq
         if self.seq is None or first > self.seq + 1:
             return False  # something is missing: the server may still have it
         if seq <= self.seq:
             return True  # a repetition
-        self.seq = seq
-        if op == "gap":
+        fresh = None if op == "gap" else msgspec.convert(message["data"], Candle)
+        self.seq = seq  # only now: what is not understood has to be asked for again
+        if fresh is None:
             self.missed(message["why"], None)
         else:
-            await self._give(msgspec.convert(message["data"], Candle))
-        self.backoff.reset()
+            await self._give(fresh)
+        self.progressed()
         return True
 
     async def _give(self, candle: Candle) -> None:

@@ -33,8 +33,21 @@ _POSTINGS: Final = list[tuple[str, str, Decimal]]
 TRADES_MAX: Final = 10_000
 ENTRIES_MAX: Final = 1_000
 
+REPAIRS_MAX: Final = 4
+"""Times in a row that a channel asks for what it lacks; then it asks for a fresh start."""
+
 type Overflow = Literal["oldest", "latest", "wait"]
 type BookListener = Callable[[Book], None]
+
+
+def told[T](listener: Callable[[T], None], item: T) -> None:
+    """Call a function of the program's; what it raises is the event loop's to tell, not ours."""
+    try:
+        listener(item)
+    except Exception as error:  # noqa: BLE001 - a stream does not end by its listener's fault
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": f"{listener!r} of a stream raised", "exception": error}
+        )
 
 
 class Subscription[T]:
@@ -133,6 +146,8 @@ class Channel:
         number: The server's number for it in this connection; None until it is confirmed.
         seq: Number of the last message taken; None before the first.
         waiting: It cannot go on before it was subscribed again.
+        repairs: How often in a row something was missing.
+        fresh: It was just subscribed: the next snapshot is what it asked for, whatever its number.
     """
 
     bound: int = 1
@@ -146,6 +161,8 @@ class Channel:
         self.seq: int | None = None
         self.epoch = ""
         self.waiting = True
+        self.fresh = True
+        self.repairs = 0
         self.backoff = FullJitter(0.05, 5.0)
         self.on_gap: Callable[[Gap], None] = lambda gap: None
         self.latest: Any = None
@@ -165,6 +182,22 @@ class Channel:
         self.number = answer["ch"]
         self.epoch = epoch
         self.waiting = False
+        self.fresh = True
+
+    @property
+    def tries_to_resume(self) -> bool:
+        """Whether it still asks to go on where it was: not when that has failed again and again."""
+        return self.seq is not None and self.repairs <= REPAIRS_MAX
+
+    def progressed(self) -> None:
+        """A message fitted."""
+        self.repairs = 0
+        self.backoff.reset()
+
+    def begins(self, seq: int) -> bool:
+        """Whether a snapshot with this number is a new one; an old one that comes again is not."""
+        fresh, self.fresh = self.fresh, False
+        return fresh or self.seq is None or seq > self.seq
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -196,9 +229,9 @@ class LatestChannel(Channel):
 
     async def take(self, message: dict[str, Any]) -> bool:
         """See `Channel.take`."""
-        if message["op"] == "snap":
-            self.seq = message["seq"]
+        if message["op"] == "snap" and self.begins(message["seq"]):
             self.latest = msgspec.convert(message["data"], self._kinds[self.name])
+            self.seq = message["seq"]
             await self.give(self.latest)
         return True
 
@@ -216,7 +249,7 @@ class TradesChannel(Channel):
     def wish(self) -> dict[str, Any]:
         """With the place to go on from, when there is one."""
         wish = super().wish()
-        if self.seq is not None:
+        if self.tries_to_resume:
             wish["resume"] = {"epoch": self.epoch, "ch": self.number, "seq": self.seq}
         return wish
 
@@ -224,26 +257,29 @@ class TradesChannel(Channel):
         """See `Channel.take`."""
         op, seq = message["op"], message["seq"]
         if op == "snap":
-            await self._begin(message["data"]["trades"])
-            self.seq = seq
+            if self.begins(seq):
+                recent = msgspec.convert(message["data"]["trades"], list[Trade])
+                await self._begin(recent)
+                self.seq = seq
             return True
+        self.fresh = False
         first = message["from"] if op == "gap" else seq
         if self.seq is None or first > self.seq + 1:
             return False  # something is missing: the server may still have it
         if seq <= self.seq:
             return True  # a repetition
-        self.seq = seq
-        if op == "gap":
+        trade = None if op == "gap" else msgspec.convert(message["data"], Trade)
+        self.seq = seq  # only now: what is not understood has to be asked for again
+        if trade is None:
             slow = message["why"] == "slow"
             self.missed(message["why"], seq - message["from"] + 1 if slow else None)
         else:
-            await self._give(msgspec.convert(message["data"], Trade))
-        self.backoff.reset()
+            await self._give(trade)
+        self.progressed()
         return True
 
-    async def _begin(self, recent: list[dict[str, Any]]) -> None:
+    async def _begin(self, trades: list[Trade]) -> None:
         """A fresh start: fill in from the newest trades what was missed, as far as they reach."""
-        trades = msgspec.convert(recent, list[Trade])
         last = self._last
         if last is None:
             self._last = trades[-1] if trades else None
@@ -279,11 +315,15 @@ class BookChannel(Channel):
         """See `Channel.take`."""
         op, seq, book = message["op"], message["seq"], self.book
         if op == "gap":
+            if seq <= book.seq:
+                return True  # a repetition
             book.synced = False  # a snapshot follows by itself
             self.missed(message["why"], None)
             return True
         data = message["data"]
         if op == "snap":
+            if not self.begins(seq) and book.synced:
+                return True  # an old one, again
             book.replace(seq, data["update_id"], data["bids"], data["asks"])
         elif not book.synced:
             return True  # on its way before the snapshot that we wait for
@@ -297,9 +337,9 @@ class BookChannel(Channel):
             return self._resync()
         self.seq = seq
         self.latest = book
-        self.backoff.reset()
+        self.progressed()
         for listener in list(self.listeners):
-            listener(book)
+            told(listener, book)
         await self.give(book)
         return True
 
@@ -326,7 +366,7 @@ class AccountChannel(Channel):
     def wish(self) -> dict[str, Any]:
         """With the place to go on from, when there is one."""
         wish = super().wish()
-        if self.seq is not None:
+        if self.tries_to_resume:
             wish["resume"] = {"seq": self.seq, "hash": self._hash}
         return wish
 
@@ -334,6 +374,8 @@ class AccountChannel(Channel):
         """See `Channel.take`."""
         op, seq = message["op"], message["seq"]
         if op == "snap":
+            if not self.begins(seq):
+                return True  # an old one, again
             place = {"seq": seq, "hash": message["hash"]}
             snapshot = msgspec.convert({**message["data"], **place}, AccountSnapshot)
             self.seq, self._hash = seq, message["hash"]
@@ -341,6 +383,7 @@ class AccountChannel(Channel):
             return True
         if op != "delta" or self.seq is None:
             return True
+        self.fresh = False
         if seq <= self.seq:
             return True  # a repetition
         if message["prev"] != self.seq:
@@ -355,7 +398,7 @@ class AccountChannel(Channel):
             postings=msgspec.convert(body["postings"], _POSTINGS),
         )
         self.seq, self._hash = seq, message["hash"]
-        self.backoff.reset()
+        self.progressed()
         await self.give(entry)
         return True
 

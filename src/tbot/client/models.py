@@ -352,3 +352,17 @@ class Gap:
     symbol: str
     why: str
     missed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What opens a stream once: see `TBotClient.ticket`.
+
+    Attributes:
+        ticket: To be shown on `/v1/stream` (in `auth`) or `/v1/events` (as query parameter).
+        expires_at: When it ends if it was not shown.
+    """
+
+    ticket: str
+    scope: str
+    expires_at: datetime

@@ -118,8 +118,12 @@ class Ordering(ABC):
         time_in_force: TimeInForce | None = None,
         post_only: bool = False,
         client_order_id: str | None = None,
+        wait_s: float | None = None,
     ) -> Order:
         """Place an order; see `NewOrder`.
+
+        Args:
+            wait_s: Let the answer wait this long for the venue's word (and a market order's end).
 
         Raises:
             Refused: With the reason's `code`; nothing was placed.
@@ -138,11 +142,17 @@ class Ordering(ABC):
             post_only,
             **name,
         )
-        answer = await self._order({"op": "place", "order": order.body()}, order.client_order_id)
+        message = {"op": "place", "order": order.body()}
+        answer = await self._order(message, order.client_order_id, wait_s)
         return msgspec.convert(answer["order"], Order)
 
-    async def place_all(self, orders: Sequence[NewOrder]) -> list[Order | TBotError]:
-        """Place some orders with one message (the server says how many that may be).
+    async def place_all(
+        self, orders: Sequence[NewOrder], wait_s: float | None = None
+    ) -> list[Order | TBotError]:
+        """Place some orders with one message; `limits["orders_per_message"]` says how many.
+
+        Args:
+            wait_s: As for `place`.
 
         Returns:
             For each its order, or why there is none; after `OutcomeUnknown` the same order (with
@@ -151,8 +161,10 @@ class Ordering(ABC):
         Raises:
             TBotError: As `place`, for all of them.
         """
-        bodies = [order.body() for order in orders]
-        answer = await self._order({"op": "place", "orders": bodies}, orders[0].client_order_id)
+        if not orders:
+            return []
+        message = {"op": "place", "orders": [order.body() for order in orders]}
+        answer = await self._order(message, orders[0].client_order_id, wait_s)
         return [
             (
                 msgspec.convert(one["order"], Order)
@@ -162,13 +174,61 @@ class Ordering(ABC):
             for one, order in zip(answer["results"], orders, strict=True)
         ]
 
-    async def cancel(self, order_id: UUID | str) -> Order:
+    async def cancel(self, order_id: UUID | str, wait_s: float | None = None) -> Order:
         """Ask for an order's cancellation; repeating it is harmless.
+
+        Args:
+            wait_s: Let the answer wait this long for the order's end.
 
         Raises:
             Refused, NotFound, Unavailable, OutcomeUnknown: As for `place`.
         """
-        answer = await self._order({"op": "cancel", "order_id": str(order_id)}, None)
+        answer = await self._order({"op": "cancel", "order_id": str(order_id)}, None, wait_s)
+        return msgspec.convert(answer["order"], Order)
+
+    async def cancel_some(
+        self, order_ids: Sequence[UUID | str], wait_s: float | None = None
+    ) -> list[Order | TBotError]:
+        """Ask for the cancellation of some orders with one message.
+
+        Returns:
+            For each its order, or why not.
+
+        Raises:
+            TBotError: As `cancel`, for all of them.
+        """
+        if not order_ids:
+            return []
+        message = {"op": "cancel", "order_ids": [str(one) for one in order_ids]}
+        answer = await self._order(message, None, wait_s)
+        return [
+            (
+                msgspec.convert(one["order"], Order)
+                if "order" in one
+                else error_of(one["problem"], None)
+            )
+            for one in answer["results"]
+        ]
+
+    async def amend(
+        self,
+        order_id: UUID | str,
+        *,
+        quantity: Amount | None = None,
+        limit_price: Amount | None = None,
+    ) -> Order:
+        """Change an open order, where its venue can do that in one command.
+
+        Raises:
+            Refused: `amend_unsupported` where it cannot (no venue adapter does, yet), and nothing
+                was changed: cancel with `wait_s`, look at what was filled, and place the rest.
+            NotFound, Unavailable, OutcomeUnknown: As for `place`.
+        """
+        message: dict[str, Any] = {"op": "amend", "order_id": str(order_id)}
+        for name, value in (("quantity", quantity), ("limit_price", limit_price)):
+            if value is not None:
+                message[name] = amount_text(value)
+        answer = await self._order(message, None)
         return msgspec.convert(answer["order"], Order)
 
     async def cancel_all(self, account_id: UUID | str, symbol: str | None = None) -> list[UUID]:
@@ -179,9 +239,13 @@ class Ordering(ABC):
         answer = await self._order(message, None)
         return msgspec.convert(answer["orders"], list[UUID])
 
-    async def _order(self, message: dict[str, Any], key: str | None) -> dict[str, Any]:
+    async def _order(
+        self, message: dict[str, Any], key: str | None, wait_s: float | None = None
+    ) -> dict[str, Any]:
         """Say something that may be repeated, until it is answered or the time is over."""
-        until_s = time.monotonic() + self._retry_s
+        until_s = time.monotonic() + self._retry_s + (wait_s or 0.0)
+        if wait_s is not None:
+            message = {**message, "wait_s": wait_s}
         error: TBotError
         backoff = FullJitter(0.05, 2.0)
         sent = maybe_done = False

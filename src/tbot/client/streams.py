@@ -9,409 +9,277 @@ silently, nothing comes twice.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Callable
-from typing import Any, Final, Self
-from uuid import UUID
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from tbot.client.backoff import FullJitter
-from tbot.client.book import Book
-from tbot.client.candles import CandleInterval, CandlesChannel
-from tbot.client.channels import (
-    BookChannel,
-    BookListener,
-    Channel,
-    LatestChannel,
-    Subscription,
-    TradesChannel,
-    account_channel,
-)
-from tbot.client.errors import (
-    ProtocolError,
-    Refused,
-    StreamClosed,
-    TBotError,
-    Unavailable,
-)
-from tbot.client.models import (
-    AccountSnapshot,
-    BestPrices,
-    Candle,
-    Entry,
-    Gap,
-    MarketStatus,
-    Ticker,
-    Trade,
-)
+from tbot.client.channels import Channel
+from tbot.client.errors import AuthError, ProtocolError, StreamClosed, Unavailable
 from tbot.client.ordering import ConnectionLost, Ordering
-from tbot.client.tokens import TokenKeeper
+from tbot.client.reconnecting import Lost, retry_after_of
+from tbot.client.subscribing import (
+    MESSAGE_BYTES_MAX,
+    PATIENT,
+    Credentials,
+    GapListener,
+    Subscribing,
+    Timing,
+)
 
 PROTOCOL: Final = "tbot.v1.json"
 PROTOCOL_PACKED: Final = "tbot.v1.msgpack"
-MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
-CONNECT_TIMEOUT_S: Final = 10.0
 CHANNELS_PER_MESSAGE: Final = 20
-STABLE_AFTER_S: Final = 10.0
-"""A connection that lasted this long makes the next delay short again."""
-AT_ONCE_MAX: Final = 3
-"""How often in a row it comes back without delay; a server in a loop is not helped by more."""
 HEARTBEAT_S: Final = 15.0
+HEARTBEAT_S_MAX: Final = 60.0
+BUSY: Final = (429, 500, 502, 503, 504)
+_AUTH_ID: Final = 0
 
-CLOSE_AUTH_EXPIRED: Final = 4103
 
-type GapListener = Callable[[Gap], None]
+class _Connect(connect):
+    """Follows no redirects: the server makes none, and a token must not end up elsewhere."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Whatever it is, it is the end of this attempt."""
+        return exc
 
 
-class Stream(Ordering):
+class Stream(Subscribing, Ordering):
     """A connection to `/v1/stream`; use it as an async context manager.
 
     Args:
         base_url: Of the server.
-        tokens: Gives access tokens.
+        tokens: Gives access tokens, or tickets.
         on_gap: Called whenever something was missed on a public channel.
         on_close: Called once, at the end.
         packed: Whether messages are in msgpack: smaller, and quicker to read.
+        timing: How patient it is.
     """
 
     def __init__(
         self,
         base_url: str,
-        tokens: TokenKeeper,
-        on_gap: GapListener | None,
-        on_close: Callable[[Stream], None],
+        tokens: Credentials,
+        on_gap: GapListener | None = None,
+        on_close: Callable[[Any], None] | None = None,
         packed: bool = False,
+        timing: Timing = PATIENT,
     ) -> None:
-        super().__init__()
+        super().__init__(tokens, on_gap, on_close, timing)
+        scheme, _, rest = base_url.rstrip("/").partition("://")
+        self._url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/v1/stream"
+        if not urlsplit(self._url).hostname:
+            raise ValueError("base_url is http://… or https://…")
         self._packed = packed
         self._online = asyncio.Event()
-        scheme, _, rest = base_url.partition("://")
-        self._url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/v1/stream"
-        self._tokens = tokens
-        self._on_gap = on_gap
-        self._on_close = on_close
-        self._channels: dict[tuple[Any, ...], Channel] = {}
-        self._numbers: dict[int, Channel] = {}
         self._asked: dict[int, list[Channel]] = {}
-        self._next_id = 0
+        self._next_id = _AUTH_ID
         self._socket: ClientConnection | None = None
-        self._epoch = ""
-        self._ready = asyncio.Event()
-        self._error: Exception | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._helpers: set[asyncio.Task[None]] = set()
-        self._backoff = FullJitter(0.5, 20.0)
-        self._at_once = 0
-        self._drain_s = 0.0
-        self.connections = 0
-        """How often it was connected and logged in so far."""
+        self._heard_at_s = 0.0
+        self._clock: tuple[Any, float] = (None, 0.0)
+        """What the server's clock said, and when we read it."""
+        self._busy = False
+        """Whether it waits for the program, which is slower than the server."""
+        self._authing: asyncio.Future[dict[str, Any]] | None = None
 
-    async def __aenter__(self) -> Self:
-        """Connect and log in.
-
-        Raises:
-            AuthError: The credentials are not good.
-            StreamClosed: The server does not want this client.
-        """
-        self._task = asyncio.create_task(self._run(), name="tbot-stream")
-        await self._ready.wait()
-        if self._error is not None:
-            await self.close()
-            raise self._error
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """End every subscription and the connection; safe to call twice."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
-        for helper in list(self._helpers):
-            helper.cancel()
-        self._online.set()
-        self._end_all(None)
-        self._on_close(self)
-
-    # What can be subscribed to
-
-    def trades(self, symbol: str) -> Subscription[Trade]:
-        """Every public trade of a market, in order."""
-        return self._join(TradesChannel("trades", {"symbol": symbol}), Subscription[Trade])
-
-    def best_prices(self, symbol: str, interval_ms: int = 0) -> Subscription[BestPrices]:
-        """Best bid and offer; the newest, at most once per interval (0: at every change)."""
-        parameters = {"symbol": symbol, "interval_ms": interval_ms}
-        return self._join(LatestChannel("bbo", parameters), Subscription[BestPrices])
-
-    def ticker(self, symbol: str, interval_ms: int = 0) -> Subscription[Ticker]:
-        """A market in figures; the newest, at most once per interval."""
-        parameters = {"symbol": symbol, "interval_ms": interval_ms}
-        return self._join(LatestChannel("ticker", parameters), Subscription[Ticker])
-
-    def candles(
-        self, symbol: str, interval: CandleInterval = "1m", interval_ms: int = 250
-    ) -> Subscription[Candle]:
-        """The newest candles, then every one that closes, and the open one as it changes.
-
-        Each replaces an earlier one of the same `start`: a closed candle may come again when what
-        it lacked was found.
-
-        Args:
-            interval_ms: How often the open candle is told at most.
-        """
-        parameters = {"symbol": symbol, "interval": interval, "interval_ms": interval_ms}
-        return self._join(CandlesChannel("candles", parameters), Subscription[Candle])
-
-    def status(self, symbol: str) -> Subscription[MarketStatus]:
-        """How a market is, whenever that changes."""
-        channel = LatestChannel("status", {"symbol": symbol})
-        return self._join(channel, Subscription[MarketStatus])
-
-    def book(
-        self,
-        symbol: str,
-        depth: int = 50,
-        interval_ms: int = 0,
-        on_update: BookListener | None = None,
-    ) -> Subscription[Book]:
-        """A market's book, kept current: each item is the same `Book` after new changes.
-
-        Args:
-            depth: Levels of each side: 5, 10, 20, 50, 100, 500, 1000, or 0 for all.
-            on_update: Called after every single update, also those that the loop was too slow
-                to see.
-        """
-        parameters = {"symbol": symbol, "depth": depth, "interval_ms": interval_ms}
-        channel = self._channel(BookChannel("book", parameters))
-        if on_update is not None:
-            channel.listeners.add(on_update)
-        return self._join(channel, Subscription[Book])
-
-    def account(
-        self, account_id: UUID | str, resume: tuple[int, str] | None = None
-    ) -> Subscription[AccountSnapshot | Entry]:
-        """An account's journal: a snapshot, then every entry once and in order.
-
-        Args:
-            resume: `(seq, hash)` of the last entry that was handled, by an earlier run of the
-                program perhaps: then it goes on after that, without a snapshot, if the server
-                still knows it.
-
-        Raises:
-            ValueError: This stream has it already; take from that, or use another stream.
-        """
-        channel = account_channel(account_id, resume)
-        if channel.key in self._channels:
-            raise ValueError("this account is subscribed already on this stream")
-        return self._join(channel, Subscription[AccountSnapshot | Entry])
-
-    def _channel[C: Channel](self, channel: C) -> C:
-        """The channel of this key that there is already, or this new one."""
-        known = self._channels.get(channel.key)
-        if known is None:
-            known = self._channels[channel.key] = channel
-            channel.on_gap = self._gap
-            self._ask_soon([channel])
-        assert isinstance(known, type(channel))
-        return known
-
-    def _join[S: Subscription[Any]](self, channel: Channel, kind: type[S]) -> S:
-        if self._error is not None:
-            raise self._error
-        known = self._channel(channel)
-        taker = kind(known.bound, known.overflow, lambda one: self._leave(known, one))
-        known.takers.add(taker)
-        if known.latest is not None:
-            taker.begin(known.latest)
-        return taker
-
-    def _leave(self, channel: Channel, taker: Subscription[Any]) -> None:
-        channel.takers.discard(taker)
-        if channel.takers or self._channels.get(channel.key) is not channel:
-            return
-        del self._channels[channel.key]
-        number = channel.number
-        if number is not None and self._numbers.pop(number, None) is not None:
-            self._help(self._say({"op": "unsub", "chs": [number]}))
-
-    def _gap(self, gap: Gap) -> None:
-        if self._on_gap is not None:
-            self._on_gap(gap)
-
-    # Staying connected
-
-    async def _run(self) -> None:
-        error: Exception | None = None
-        try:
-            while error is None:
-                delay_s = 0.0
-                started_s = time.monotonic()
-                try:
-                    await self._converse()
-                except ConnectionClosed as closed:
-                    code = closed.rcvd.code if closed.rcvd is not None else 1006
-                    reason = closed.rcvd.reason if closed.rcvd is not None else "connection lost"
-                    if time.monotonic() - started_s > STABLE_AFTER_S:
-                        self._backoff.reset()
-                        self._at_once = 0
-                    if 4000 <= code < 4100:
-                        error = StreamClosed(code, reason)
-                        break
-                    delay_s = await self._delay_after(code)
-                except InvalidStatus as refused:
-                    status = refused.response.status_code
-                    if status not in (429, 500, 502, 503, 504):
-                        error = StreamClosed(status, "the server refused the connection")
-                        break
-                    delay_s = self._backoff.next_s(_seconds(refused.response.headers))
-                except (OSError, TimeoutError, InvalidHandshake, Unavailable):
-                    delay_s = self._backoff.next_s()
-                finally:
-                    self._disconnected()
-                await asyncio.sleep(delay_s)
-        except Exception as fatal:  # noqa: BLE001 - whoever takes from the stream must hear of it
-            error = fatal
-        self._error = error
-        self._end_all(error)
-        self._ready.set()
+    def _over(self) -> None:
+        super()._over()
         self._online.set()  # who waits for a connection must hear that there will be none
 
-    async def _delay_after(self, code: int) -> float:
-        """How long to stay away after a close code."""
-        if 4200 <= code < 4300 and self._at_once < AT_ONCE_MAX:
-            self._at_once += 1
-            drain_s, self._drain_s = self._drain_s, 0.0
-            return drain_s
-        if code == CLOSE_AUTH_EXPIRED:
-            with contextlib.suppress(Unavailable):  # the next attempt tries again
-                await self._tokens.renew()
-        return self._backoff.next_s()
+    # One connection
+
+    async def _converse(self) -> None:
+        """See `Subscribing._converse`."""
+        token = await self._tokens.get()
+        protocol = PROTOCOL_PACKED if self._packed else PROTOCOL
+        try:
+            async with _Connect(
+                self._url,
+                subprotocols=[protocol],  # type: ignore[list-item]
+                compression=None,
+                max_size=MESSAGE_BYTES_MAX,
+                open_timeout=self.timing.connect_s,
+                close_timeout=1.0,
+                ping_interval=None,  # `_keep_alive` does it, as often as the server says
+            ) as socket:
+                if socket.subprotocol != protocol:
+                    raise StreamClosed(1002, f"the server does not speak {protocol}")
+                async with asyncio.timeout(self.timing.connect_s):
+                    expires_in_s = await self._log_in(socket, token)
+                await self._talk(socket, token, expires_in_s)
+        except ConnectionClosed as closed:
+            raise _lost(closed) from closed
+        except InvalidStatus as refused:
+            answer = refused.response
+            if answer.status_code not in BUSY:
+                why = f"the server refused the connection: HTTP {answer.status_code}"
+                raise StreamClosed(answer.status_code, why) from refused
+            wait_s = retry_after_of(answer.headers.get("Retry-After"), time.time())
+            raise Lost(answer.status_code, "the server is busy", wait_s) from refused
+        except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
+            raise Lost(1006, f"cannot connect: {error!r}") from error
+
+    async def _log_in(self, socket: ClientConnection, token: str) -> float:
+        """Say who we are; how many seconds the token counts, as the server's clock has it."""
+        hello = parsed(await socket.recv())
+        if hello["op"] != "hello":
+            raise ProtocolError("the first message is not hello")
+        self._greeted(hello)
+        self._clock = (hello.get("at"), time.monotonic())
+        auth = {"op": "auth", "id": _AUTH_ID, self._tokens.kind: token}
+        await socket.send(self._written(auth))
+        while (message := parsed(await socket.recv()))["op"] != "authed":
+            if message["op"] == "error" and message.get("code") == "invalid_token":
+                await self._token_refused(token, str(message.get("msg")))
+                raise Unavailable("the access token was not accepted")
+        self._connected(hello)
+        return self._expires_in_s(message)
+
+    async def _talk(self, socket: ClientConnection, token: str, expires_in_s: float) -> None:
+        self._socket = socket
+        self._heard_at_s = time.monotonic()
+        self._online.set()
+        beside = [
+            asyncio.create_task(self._keep_alive(socket)),
+            asyncio.create_task(self._keep_logged_in(socket, token, expires_in_s)),
+        ]
+        try:
+            await self._ask(list(self._channels.values()))
+            while True:
+                message = parsed(await socket.recv())
+                self._heard_at_s = time.monotonic()
+                self._busy = True
+                await self._heard(message)
+                self._busy = False
+        finally:
+            self._busy = False
+            for task in beside:
+                task.cancel()
+
+    async def _keep_alive(self, socket: ClientConnection) -> None:
+        """Give a connection up that is silent and does not answer pings either."""
+        while True:
+            every_s = min(HEARTBEAT_S_MAX, self.limit("heartbeat_s", HEARTBEAT_S, 0.1))
+            await asyncio.sleep(every_s)
+            try:
+                pong = asyncio.ensure_future(await socket.ping())
+                asked_at_s = time.monotonic()
+                while not pong.done():
+                    await asyncio.wait((pong,), timeout=every_s)
+                    if not pong.done() and self._heard_at_s < asked_at_s:
+                        socket.transport.abort()
+                        return
+                    asked_at_s = time.monotonic()
+            except ConnectionClosed:
+                return
+
+    async def _keep_logged_in(
+        self, socket: ClientConnection, token: str, expires_in_s: float
+    ) -> None:
+        """Show a fresh token before the one in use ends."""
+        backoff = FullJitter(0.5, 10.0)
+        while True:
+            margin_s = min(30.0, expires_in_s / 5)
+            due_s = min(self._tokens.renew_in_s, expires_in_s - margin_s)
+            if due_s == float("inf"):
+                return
+            await asyncio.sleep(max(min(1.0, margin_s), due_s))
+            begun_s = time.monotonic()
+            try:
+                token = await self._tokens.get(stale=token)
+                answer = await self._shown(socket, token)
+            except Unavailable:
+                answer = {}
+            except (AuthError, ConnectionClosed):
+                return  # the server will close the connection, and then all is tried again
+            if answer.get("op") == "authed":
+                backoff.reset()
+                expires_in_s = self._expires_in_s(answer)
+            else:
+                await asyncio.sleep(backoff.next_s())
+                expires_in_s = max(1.0, expires_in_s - due_s - (time.monotonic() - begun_s))
+
+    def _expires_in_s(self, authed: dict[str, Any]) -> float:
+        """How long the token counts by the server's clock; infinite when it does not say."""
+        at, read_at_s = self._clock
+        try:
+            span = datetime.fromisoformat(authed["expires_at"]) - datetime.fromisoformat(at)
+        except (KeyError, TypeError, ValueError):
+            return float("inf")
+        return max(0.0, span.total_seconds() - (time.monotonic() - read_at_s))
+
+    async def _shown(self, socket: ClientConnection, token: str) -> dict[str, Any]:
+        """What the server answers to a fresh token; empty when nothing came in time."""
+        self._authing = asyncio.get_running_loop().create_future()
+        auth = {"op": "auth", "id": _AUTH_ID, self._tokens.kind: token}
+        await socket.send(self._written(auth))
+        done, _ = await asyncio.wait((self._authing,), timeout=self.timing.answer_s)
+        return self._authing.result() if done else {}
 
     def _disconnected(self) -> None:
         self._socket = None
         self._online.clear()
         self._unanswered()
-        self._numbers.clear()
         self._asked.clear()
-        for channel in self._channels.values():
-            channel.lost()
-
-    def _end_all(self, error: Exception | None) -> None:
-        for channel in list(self._channels.values()):
-            for taker in list(channel.takers):
-                taker.end(error)
-        self._channels.clear()
-
-    async def _converse(self) -> None:
-        """One connection, from its handshake to its end, which is always an exception."""
-        token = await self._tokens.get()
-        async with connect(
-            self._url,
-            subprotocols=[PROTOCOL_PACKED if self._packed else PROTOCOL],  # type: ignore[list-item]
-            compression=None,
-            max_size=MESSAGE_BYTES_MAX,
-            open_timeout=CONNECT_TIMEOUT_S,
-            close_timeout=1.0,
-            ping_interval=HEARTBEAT_S,
-            ping_timeout=HEARTBEAT_S,
-        ) as socket:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                hello = _parsed(await socket.recv())
-                self._epoch = str(hello.get("epoch", ""))
-                await socket.send(self._written({"op": "auth", "id": 0, "token": token}))
-                while (message := _parsed(await socket.recv()))["op"] != "authed":
-                    if message["op"] == "error" and message.get("code") == "invalid_token":
-                        # Perhaps it ended a moment ago; if a new one is no better, login says so.
-                        await self._tokens.get(stale=token)
-                        raise Unavailable("the access token was not accepted")
-            self._socket = socket
-            self._online.set()
-            self.connections += 1
-            self._ready.set()
-            renewing = asyncio.create_task(self._keep_logged_in(socket))
-            try:
-                await self._ask(list(self._channels.values()))
-                while True:
-                    await self._heard(_parsed(await socket.recv()))
-            finally:
-                renewing.cancel()
-
-    async def _keep_logged_in(self, socket: ClientConnection) -> None:
-        """Show a fresh token before the one in use ends."""
-        while (renew_in_s := self._tokens.renew_in_s) != float("inf"):
-            await asyncio.sleep(max(1.0, renew_in_s))
-            try:
-                token = await self._tokens.get()
-                await socket.send(self._written({"op": "auth", "id": 0, "token": token}))
-            except (TBotError, ConnectionClosed):
-                return  # the server will close the connection, and then all is tried again
+        super()._disconnected()
 
     # Hearing
 
     async def _heard(self, message: dict[str, Any]) -> None:
         match message["op"]:
             case "snap" | "delta" | "gap":
-                channel = self._numbers.get(message.get("ch", -1))
-                if channel is not None and not channel.waiting:
-                    await self._taken(channel, message)
+                await self._take(message)
             case "subbed":
-                self._subscribed(message)
+                channels = self._asked.pop(message.get("id", -1), None)
+                if channels is not None:
+                    self._subscribed(channels, message.get("subs"))
             case "placed" | "cancel_requested":
                 self._answered(message)
+            case "authed":
+                self._auth_answered(message)
             case "error":
-                if not self._answered(message):
+                if message.get("id") == _AUTH_ID:
+                    self._auth_answered(message)
+                elif not self._answered(message) and not self._access_ended(message):
                     self._refused(message)
             case "drain":
-                self._drain_s = min(60.0, float(message.get("reconnect_after_ms", 0)) / 1000)
+                self._draining(message)
 
-    async def _taken(self, channel: Channel, message: dict[str, Any]) -> None:
-        try:
-            fits = await channel.take(message)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"a message of {channel.name} is not understood") from error
-        if not fits:
-            channel.waiting = True
-            # At once the first time; a channel that never fits must not keep the server busy.
-            first = channel.backoff.attempts == 0
-            delay_s = channel.backoff.next_s()
-            delay_s = 0.0 if first else delay_s
-            self._help(self._ask_again([channel], delay_s))
+    def _auth_answered(self, message: dict[str, Any]) -> None:
+        if self._authing is not None and not self._authing.done():
+            self._authing.set_result(message)
 
-    def _subscribed(self, message: dict[str, Any]) -> None:
-        channels = self._asked.pop(message.get("id", -1), [])
-        for channel, answer in zip(channels, message.get("subs", []), strict=False):
-            if "error" in answer:
-                self._denied(channel, answer["error"])
-            elif self._channels.get(channel.key) is channel:
-                channel.confirmed(answer, self._epoch)
-                self._numbers[answer["ch"]] = channel
+    def _draining(self, message: dict[str, Any]) -> None:
+        """The server goes away: orders wait for the next connection, which comes soon."""
+        self._going_away(message)
+        self._online.clear()
+        self._abort_later(self.timing.drain_s, lambda: True)
 
-    def _denied(self, channel: Channel, error: dict[str, Any]) -> None:
-        if error.get("temporary"):
-            self._help(self._ask_again([channel], channel.backoff.next_s(0.5)))
-            return
-        if self._channels.get(channel.key) is channel:
-            del self._channels[channel.key]
-        for taker in list(channel.takers):
-            taker.end(Refused(str(error.get("code")), str(error.get("msg"))))
+    def _abort_later(self, delay_s: float, wanted: Callable[[], bool]) -> None:
+        """Give this connection up after a while, if that is still wanted then."""
+        socket = self._socket
+
+        def check() -> None:
+            if socket is None or self._socket is not socket or not wanted():
+                return
+            if self._busy:  # it is us who are slow
+                asyncio.get_running_loop().call_later(delay_s, check)
+            else:
+                socket.transport.abort()
+
+        asyncio.get_running_loop().call_later(delay_s, check)
 
     def _refused(self, message: dict[str, Any]) -> None:
         """An error that answers a whole message of ours."""
-        channels = self._asked.pop(message.get("id", -1), [])
-        after_s = float(message.get("retry_after_ms") or 0) / 1000
-        for channel in channels:
-            if message.get("temporary"):
-                self._help(self._ask_again([channel], channel.backoff.next_s(after_s)))
-            else:
-                self._denied(channel, message)
+        for channel in self._asked.pop(message.get("id", -1), []):
+            self._denied(channel, message)
 
     # Asking
 
@@ -420,7 +288,10 @@ class Stream(Ordering):
 
     async def _say(self, message: dict[str, Any]) -> None:
         if self._socket is not None:
-            await self._socket.send(self._written(message))
+            try:
+                await self._socket.send(self._written(message))
+            except ConnectionClosed as closed:
+                raise _lost(closed) from closed
 
     def _number(self) -> int:
         self._next_id += 1
@@ -433,52 +304,56 @@ class Stream(Ordering):
             raise self._error or Unavailable("the stream is closed")
         try:
             await self._say(message)
-        except ConnectionClosed:
+        except Lost:
             raise ConnectionLost from None
 
     async def _ask(self, channels: list[Channel]) -> None:
-        for start in range(0, len(channels), CHANNELS_PER_MESSAGE):
-            some = channels[start : start + CHANNELS_PER_MESSAGE]
+        size = int(min(CHANNELS_PER_MESSAGE, self.limit("subscriptions", CHANNELS_PER_MESSAGE)))
+        for start in range(0, len(channels), size):
+            some = channels[start : start + size]
             number = self._number()
             self._asked[number] = some
             wishes = [channel.wish() for channel in some]
             await self._say({"op": "sub", "id": number, "channels": wishes})
+            self._abort_later(self.timing.answer_s, lambda asked=number: asked in self._asked)  # type: ignore[misc]
 
-    def _ask_soon(self, channels: list[Channel]) -> None:
+    def _want(self, channel: Channel) -> None:
         if self._socket is not None:
-            self._help(self._ask(channels))
+            self._help(self._ask([channel]))
 
-    async def _ask_again(self, channels: list[Channel], delay_s: float) -> None:
+    def _unwant(self, number: int) -> None:
+        self._help(self._say({"op": "unsub", "chs": [number]}))
+
+    def _want_again(self, channel: Channel, delay_s: float) -> None:
+        self._help(self._ask_again(channel, delay_s))
+
+    async def _ask_again(self, channel: Channel, delay_s: float) -> None:
         socket = self._socket
         await asyncio.sleep(delay_s)
-        wanted = [one for one in channels if self._channels.get(one.key) is one]
-        if wanted and self._socket is socket:  # a new connection has asked for everything itself
-            await self._ask(wanted)
-
-    def _help(self, coroutine: Any) -> None:
-        """Run something beside the reading; that the connection ends is no news here."""
-
-        async def quietly() -> None:
-            try:
-                await coroutine
-            except ConnectionClosed:
-                return
-
-        task = asyncio.get_running_loop().create_task(quietly())
-        self._helpers.add(task)
-        task.add_done_callback(self._helpers.discard)
+        # A new connection has asked for everything itself.
+        if self._channels.get(channel.key) is channel and self._socket is socket:
+            await self._ask([channel])
 
 
-def _parsed(text: str | bytes) -> dict[str, Any]:
+def _lost(closed: ConnectionClosed) -> Lost:
+    """What the end of a connection says; a code that is only our own, or an echo, is a loss."""
+    theirs = closed.rcvd
+    if theirs is None or closed.rcvd_then_sent is False:
+        ours = "" if closed.sent is None else f": {closed.sent.reason}"
+        return Lost(1006, f"connection lost{ours}")
+    return Lost(theirs.code, theirs.reason)
+
+
+def parsed(text: str | bytes) -> dict[str, Any]:
+    """A message of either protocol.
+
+    Raises:
+        ProtocolError: It is none.
+    """
     try:
         message = msgspec.msgpack.decode(text) if isinstance(text, bytes) else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError("a message is not understood") from error
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):
         raise ProtocolError("a message has no op")
     return message
-
-
-def _seconds(headers: Any) -> float:
-    text = headers.get("Retry-After", "")
-    return min(60.0, float(text)) if text.isdecimal() else 0.0

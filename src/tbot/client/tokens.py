@@ -18,6 +18,7 @@ import httpx
 
 from tbot.client.backoff import FullJitter
 from tbot.client.errors import AuthError, ProtocolError, Unavailable
+from tbot.client.reconnecting import retry_after_of
 
 NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _MARGIN_S: Final = 30.0
@@ -45,6 +46,8 @@ class TokenKeeper:
         retry_s: How long to try while the server is away.
         second_factor: Gives a code that was not used before, whenever one is needed.
     """
+
+    kind = "token"
 
     def __init__(
         self,
@@ -220,6 +223,27 @@ def _document(response: httpx.Response) -> dict[str, Any]:
 
 
 def retry_after_s(response: httpx.Response) -> float:
-    """How long the server asks us to stay away, in seconds; at most a minute."""
-    text = response.headers.get("retry-after", "")
-    return min(60.0, float(text)) if text.isdecimal() else 0.0
+    """How long the server asks us to stay away, in seconds."""
+    return retry_after_of(response.headers.get("retry-after"), time.time())
+
+
+class TicketKeeper:
+    """Gives single-use tickets for a stream: for a program that has no token of its own.
+
+    Args:
+        fetch: Gets a fresh ticket from whoever has a token (`TBotClient.ticket` makes them). It
+            may raise `Unavailable`: then it is asked again later.
+    """
+
+    kind = "ticket"
+    renew_in_s = float("inf")
+
+    def __init__(self, fetch: Callable[[], Awaitable[str]]) -> None:
+        self._fetch = fetch
+
+    async def get(self, stale: str | None = None) -> str:
+        """A fresh ticket, each time; `stale` makes no difference."""
+        return await self._fetch()
+
+    async def renew(self) -> None:
+        """Each ticket is another anyway."""

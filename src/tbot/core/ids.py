@@ -24,8 +24,12 @@ _last_ms = 0
 _counter = 0
 
 _POOL_BYTES: Final = 4096
+_RANDOM_BITS: Final = int.from_bytes((b"\x3f" + b"\xff" * 7) * (_POOL_BYTES // 8), "big")
+_VARIANT_BITS: Final = int.from_bytes((b"\x80" + bytes(7)) * (_POOL_BYTES // 8), "big")
 _pool = b""
 _pool_at = 0
+_varied = b""
+_varied_at = _POOL_BYTES
 
 
 def _plain(value: bytes | str) -> UUID:
@@ -63,9 +67,16 @@ def _random(size_bytes: int) -> bytes:
     return _pool[_pool_at - size_bytes : _pool_at]
 
 
+def _vary() -> None:
+    """Fetch the low halves of many ids: 62 random bits each, after the variant's two."""
+    global _varied, _varied_at
+    number = int.from_bytes(os.urandom(_POOL_BYTES), "big") & _RANDOM_BITS | _VARIANT_BITS
+    _varied, _varied_at = number.to_bytes(_POOL_BYTES, "big"), 0
+
+
 def _after_fork() -> None:
-    global _pool  # noqa: PLW0603 - a child must not hand out its parent's bytes
-    _pool = b""
+    global _pool, _varied_at  # a child must not hand out its parent's bytes
+    _pool, _varied_at = b"", _POOL_BYTES
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -81,7 +92,8 @@ def new_id() -> UUID:
 
     Twelve bits of `rand_a` count within a millisecond, so two ids of one process never tie.
     """
-    global _last_ms, _counter  # noqa: PLW0603 - one counter per process is the point
+    # One counter per process is the point.
+    global _last_ms, _counter, _varied_at  # noqa: PLW0603
     now_ms = time.time_ns() // 1_000_000
     if now_ms > _last_ms:
         _last_ms, _counter = now_ms, 0
@@ -89,9 +101,11 @@ def new_id() -> UUID:
         _counter += 1
         if _counter > 0xFFF:
             _last_ms, _counter = _last_ms + 1, 0
-    random_62 = int.from_bytes(_random(8), "big") >> 2
-    number = _last_ms << 80 | 0x7 << 76 | _counter << 64 | 0b10 << 62 | random_62
-    return _make(number.to_bytes(16, "big"))
+    if _varied_at == _POOL_BYTES:
+        _vary()
+    _varied_at += 8
+    low = _varied[_varied_at - 8 : _varied_at]
+    return _make((_last_ms << 16 | 0x7000 | _counter).to_bytes(8, "big") + low)
 
 
 def venue_client_id(order_id: UUID) -> str:

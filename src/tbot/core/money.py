@@ -131,7 +131,12 @@ def scale_of(value: Decimal) -> int:
     written = str(value)
     if "E" in written:
         written = format(value, "f")
-    return len(written.partition(".")[2].rstrip("0"))
+    point = written.find(".")
+    if point < 0:
+        return 0
+    if written[-1] == "0":
+        written = written.rstrip("0")
+    return len(written) - point - 1
 
 
 def quantize(value: Decimal, scale: int, rounding: str) -> Decimal:

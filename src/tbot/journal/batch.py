@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from tbot.core import clock, money
-from tbot.core.errors import IntegrityError, NotFound
+from tbot.core.errors import IntegrityError, NotFound, TBotError
 from tbot.core.refusals import Refused
 from tbot.journal import chain
 from tbot.journal.chain import Entry
@@ -29,6 +29,7 @@ from tbot.journal.commands import (
     Command,
     Context,
     Draft,
+    Drafts,
     Projection,
     Switch,
     Write,
@@ -106,6 +107,13 @@ class StateCache:
         self._states.move_to_end(account_id)
         return state
 
+    def last(self, account_id: UUID) -> AccountState | None:
+        """The state as this process left it, whatever others have done since."""
+        state = self._states.get(account_id)
+        if state is not None:
+            self._states.move_to_end(account_id)
+        return state
+
     def put(self, state: AccountState) -> None:
         """Keep a state that is as its stream says."""
         self._states[state.account_id] = state
@@ -125,14 +133,14 @@ class Batch:
 
     Attributes:
         committing: COMMIT was sent: from here on a lost connection leaves the outcome unknown.
-        outcomes: What each decided command is to be answered once it is durable.
+        outcomes: What each decided command is to be answered, or told, once it is durable.
         left: Commands that the time limit left undecided.
     """
 
     pendings: list[Pending]
     committing: bool = False
     states: dict[UUID, AccountState] = field(default_factory=dict)
-    outcomes: list[tuple[Pending, Outcome]] = field(default_factory=list)
+    outcomes: list[tuple[Pending, Outcome | TBotError]] = field(default_factory=list)
     left: list[Pending] = field(default_factory=list)
     entries: list[Committed] = field(default_factory=list)
     counters: dict[tuple[str, str], Decimal] = field(default_factory=dict)
@@ -220,24 +228,36 @@ class Batch:
         for account_id in command.accounts:
             state = self.states.get(account_id)
             if state is None or not (state.seq or command.opens):
-                raise NotFound("no such account")
+                self.outcomes.append((pending, NotFound("no such account")))
+                return
         once = pending.once
         if once is not None:
             replay = self.answers.replay(once)
             if replay is not None:
                 self.outcomes.append((pending, replay))
                 return
-        outcome = self._carry_out(command, context, projections)
+        try:
+            decision = command.decide(self.states, context)
+        except TBotError as error:  # it has changed nothing yet; told when the rest is durable
+            self.outcomes.append((pending, error))
+            return
+        if isinstance(decision, Drafts):
+            outcome: Accepted[Any] | Refused = self._carry_out(
+                command, decision, context, projections
+            )
+        else:
+            outcome = decision
         if once is not None:
             self.answers.keep(once, outcome)
         self.outcomes.append((pending, outcome))
 
     def _carry_out(
-        self, command: Command[Any], context: Context, projections: Sequence[Projection]
-    ) -> Accepted[Any] | Refused:
-        decision = command.decide(self.states, context)
-        if isinstance(decision, Refused):
-            return decision
+        self,
+        command: Command[Any],
+        decision: Drafts,
+        context: Context,
+        projections: Sequence[Projection],
+    ) -> Accepted[Any]:
         missing = unbalanced(decision.entries)
         if missing:
             raise IntegrityError(f"postings of {command!r} do not sum to zero: {missing}")
@@ -307,14 +327,20 @@ class Batch:
         self, connection: Connection, projections: Sequence[Projection], lane: int
     ) -> None:
         """Write journal, heads, counters and every projection's tables in one statement."""
+        sql, parameters = compose(self.writes(projections, lane))
+        await connection.fetch(sql, *parameters, self.topics())
+
+    def topics(self) -> str:
+        """What the other processes are notified of."""
+        topics = ",".join(self.wakes)
+        return topics if len(topics) <= _NOTIFY_BYTES_MAX else "*"
+
+    def writes(self, projections: Sequence[Projection], lane: int) -> list[Write]:
+        """Everything that the batch writes; asked once, the projections forget what they gave."""
         writes = self._entry_writes(projections, lane) if self.entries else []
         if self.answers.added:
             writes.append(self.answers.write(clock.utc_now()))
-        topics = ",".join(self.wakes)
-        if len(topics) > _NOTIFY_BYTES_MAX:
-            topics = "*"
-        sql, parameters = compose(writes)
-        await connection.fetch(sql, *parameters, topics)
+        return writes
 
     def _entry_writes(self, projections: Sequence[Projection], lane: int) -> list[Write]:
         changed = self.changed()
@@ -402,18 +428,25 @@ class CommandFailed(Exception):
 
 
 _composed: dict[tuple[str, ...], str] = {}
+_CERTIFIED: Final = 6
 
 
-def compose(writes: Sequence[Write]) -> tuple[str, list[Any]]:
+def compose(writes: Sequence[Write], certified: bool = False) -> tuple[str, list[Any]]:
     """Join bulk writes into one statement that ends by notifying the other processes.
 
     The statement takes one more parameter after the returned ones: the notification's payload.
 
+    Args:
+        certified: The statement takes the parameters of `certify` before that, and does nothing
+            unless they are right. Without writes it notifies nobody and takes no payload.
+
     Example:
         >>> compose([Write("DELETE FROM t WHERE id = ANY({0})", [[1, 2]])])
         ("WITH w0 AS (DELETE FROM t WHERE id = ANY($1)) SELECT pg_notify('tbot', $2)", [[1, 2]])
+        >>> compose([], certified=True)[0]
+        'SELECT certify($1, $2, $3, $4, $5, $6)'
     """
-    shape = tuple(write.sql for write in writes)
+    shape = (str(certified), *(write.sql for write in writes))
     parameters = [column for write in writes for column in write.columns]
     sql = _composed.get(shape)
     if sql is None:
@@ -423,6 +456,16 @@ def compose(writes: Sequence[Write]) -> tuple[str, list[Any]]:
             names = [f"${position + offset + 1}" for offset in range(len(write.columns))]
             position += len(names)
             parts.append(f"w{index} AS ({write.sql.format(*names)})")
-        sql = f"WITH {', '.join(parts)} SELECT pg_notify('{NOTIFY_CHANNEL}', ${position + 1})"
+        calls = []
+        if certified:
+            # Before any of the writes: Postgres leaves those that nothing reads to the end.
+            names = [f"${position + offset + 1}" for offset in range(_CERTIFIED)]
+            position += _CERTIFIED
+            calls.append(f"certify({', '.join(names)})")
+        if parts or not certified:
+            calls.append(f"pg_notify('{NOTIFY_CHANNEL}', ${position + 1})")
+        sql = f"SELECT {', '.join(calls)}"
+        if parts:
+            sql = f"WITH {', '.join(parts)} {sql}"
         _composed[shape] = sql
     return sql, parameters

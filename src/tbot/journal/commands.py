@@ -255,6 +255,12 @@ class Projection(Protocol):
     ) -> None:
         """Read what these commands name beyond the parts; called for every batch."""
 
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Whether a decision on this command may need what `fetch` would read.
+
+        Not so for keys whose repetition breaks a unique index: that is noticed in time.
+        """
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """Carry out an entry's effects on the part; pure, and the only way a part changes."""
 

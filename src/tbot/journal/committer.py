@@ -6,6 +6,11 @@ certainly not executed, `OutcomeUnknown` means repeat it under the same key to l
 
 One task owns the connection. Requests await a future of their own, so a client that goes away never
 cancels SQL. There is no timer: a batch is whatever waits when the connection becomes free.
+
+There are two ways. The usual one decides ahead (`tbot.journal.ahead`): commands are decided as they
+arrive, while the batch before theirs is written. Whatever needs a look into the database first, and
+whatever the usual way could not confirm, waits in the queue and goes the careful way
+(`tbot.journal.batch`): lock, read, decide, write, commit.
 """
 
 from __future__ import annotations
@@ -32,8 +37,9 @@ from tbot.core.refusals import Refused
 from tbot.core.settings import CommitterSettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
+from tbot.journal.ahead import AheadBatch
 from tbot.journal.batch import Batch, CommandFailed, Committed, Connection, StateCache
-from tbot.journal.commands import Accepted, Command, Priority, Projection
+from tbot.journal.commands import Accepted, Command, Priority, Projection, Switch
 from tbot.journal.once import Kept, Once
 from tbot.journal.queue import Answers, CommandQueue, Outcome, Pending, PendingOfMany
 
@@ -41,6 +47,7 @@ _log = structlog.get_logger(__name__)
 
 ATTEMPTS_MAX: Final = 5
 _BATCH_WHOLE: Final = 64
+_CAREFUL_BATCHES: Final = 8
 _LANE_CLASS: Final = 0x7B07
 _LANES: Final = 256
 
@@ -56,6 +63,9 @@ _BATCH_TIME = Histogram(
 )
 _WAITING = Gauge("tbot_committer_waiting", "Commands in the queue.")
 _OUTCOMES = Counter("tbot_commands_total", "Commands: accepted, refused or kept.", ["outcome"])
+_AHEAD = Counter(
+    "tbot_committer_ahead_total", "Batches decided ahead: written, refuted or lost.", ["end"]
+)
 _UNKNOWN = Counter("tbot_committer_unknown_commits_total", "COMMITs whose answer was lost.")
 
 type Listener = Callable[[Sequence[Committed]], None]
@@ -95,8 +105,18 @@ class Committer:
         self._listeners: list[Listener] = []
         self._outages = 0
         self._running: list[Pending] = []
+        self._next: AheadBatch | None = None
+        self._switches: dict[str, Switch] | None = None
+        self._careful = 0
         self.healthy = False
-        _WAITING.set_function(self._queue.__len__)
+        _WAITING.set_function(self._waiting)
+
+    def _decided(self) -> int:
+        """Commands that are decided ahead and not being written yet."""
+        return 0 if self._next is None else len(self._next.pendings)
+
+    def _waiting(self) -> int:
+        return len(self._queue) + self._decided()
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with the entries of every batch, right after its COMMIT.
@@ -124,6 +144,7 @@ class Committer:
         if self._run_task is not None:
             await asyncio.wait({self._run_task}, timeout=timeout_s)
         await self._tasks.stop(1.0)
+        self._give_up_next()
         for pending in self._queue.take(len(self._queue)):
             pending.fail(JournalUnavailable("the server is stopping", retry_after_s=2.0))
         for pending in self._running:  # answered ones ignore it
@@ -154,7 +175,8 @@ class Committer:
             NotFound: An account that it names does not exist.
         """
         pending = Pending(command, once)
-        await self._queue.put(pending)
+        if not self._enter(pending):
+            await self._queue.put(pending, self._decided())
         # A caller that goes away cancels this future of its own and nothing else.
         return await pending.future
 
@@ -173,32 +195,119 @@ class Committer:
         if not asked:
             return []
         answers, now_s = Answers(len(asked)), clock.boot_s()
-        self._queue.put_all(
-            [
-                PendingOfMany(command, once, now_s, answers, place)
-                for place, (command, once) in enumerate(asked)
-            ]
-        )
+        for place, (command, once) in enumerate(asked):
+            pending = PendingOfMany(command, once, now_s, answers, place)
+            if not self._enter(pending):
+                self._queue.put_one(pending, self._decided())
         return await answers.future
+
+    def _enter(self, pending: Pending) -> bool:
+        """Decide a command as it arrives, unless others wait before it or there is no place."""
+        if len(self._queue):
+            return False
+        places = self._queue.places(pending.command.priority)
+        return self._decided() < places and self._join(pending)
+
+    def _join(self, pending: Pending) -> bool:
+        """Decide a command ahead, as one of the next batch; False if it has to wait its turn."""
+        batch = self._next
+        if batch is None or len(batch.pendings) >= self._settings.batch_max or self._queue.closed:
+            return False
+        try:
+            joined = batch.join(pending, self._projections, self._cache)
+        except CommandFailed as failed:
+            batch.pendings.remove(pending)
+            self._give_up_next()
+            _log.warning("batch_given_up", error=repr(failed.error))
+            return False
+        if joined:
+            self._queue.stir()
+        return joined
+
+    def _open_next(self) -> None:
+        """Let commands be decided ahead from now on; those that wait come first."""
+        if self._careful or self._switches is None or self._connection is None:
+            return
+        self._next = AheadBatch([], switches=self._switches)
+        while len(self._queue):
+            (pending,) = self._queue.take(1)
+            if not self._join(pending):
+                self._queue.put_back([pending])
+                return
+
+    def _give_up_next(self) -> None:
+        """Undo what was decided ahead: its commands wait again, in front of the others."""
+        batch, self._next = self._next, None
+        if batch is not None:
+            self._cache.drop(list(batch.states))
+            self._queue.put_back(batch.pendings)
 
     async def _run(self) -> None:
         while True:
-            await self._queue.wait()
-            if self._queue.closed and not len(self._queue):
-                return
+            if not self._waiting():
+                if self._queue.closed:
+                    return
+                await self._queue.wait()
             self._refuse_late()
+            if self._next is None:
+                self._open_next()
+            batch, self._next = self._next, None
+            if batch is not None and batch.pendings:
+                await self._guarded(batch.pendings, self._settle_ahead(batch))
+                continue
             # Half of many: while one half is written, the other half of the callers are served.
             most = max(_BATCH_WHOLE, len(self._queue) // 2)
             pendings = self._queue.take(min(most, self._settings.batch_max))
             if pendings:
-                self._running = pendings
-                try:
-                    await self._settle(pendings)
-                except Exception as error:  # noqa: BLE001 - a bug: answer rather than hang
-                    _log.exception("batch_failed", commands=len(pendings))
-                    self._discard()
-                    for pending in pendings:
-                        pending.fail(error)
+                self._careful = max(0, self._careful - 1)
+                await self._guarded(pendings, self._settle(pendings))
+
+    async def _guarded(self, pendings: list[Pending], settling: Awaitable[None]) -> None:
+        """Answer in any case: a bug must not leave callers waiting."""
+        self._running = pendings
+        try:
+            await settling
+        except Exception as error:  # noqa: BLE001
+            _log.exception("batch_failed", commands=len(pendings))
+            self._discard()
+            self._give_up_next()
+            for pending in pendings:
+                pending.fail(error)
+
+    async def _settle_ahead(self, batch: AheadBatch) -> None:
+        """Write a batch that was decided ahead, while the next one is being decided."""
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            self._cache.drop(list(batch.states))
+            await self._settle(batch.pendings)
+            return
+        started_s = clock.boot_s()
+        sending: asyncio.Future[Any] | None = None
+        try:
+            sql, parameters = batch.statement(self._projections, self._lane)
+            batch.committing = True
+            sending = asyncio.ensure_future(_send(connection, sql, parameters))
+            with _bounded(connection, self._settings.transaction_timeout_s + 1):
+                await asyncio.sleep(0)  # until it is on its way
+                self._open_next()
+                await sending
+        except Exception as error:  # noqa: BLE001 - sorted out in _recover
+            self._give_up_next()  # it rests on this one
+            self._cache.drop(list(batch.states))
+            certain = _is_refusal(error)
+            _AHEAD.labels("refuted" if certain else "lost").inc()
+            self._careful = _CAREFUL_BATCHES
+            groups = [batch.pendings] if certain else await self._recover(batch, error)
+            for group in groups:
+                await self._settle(group)
+        else:
+            _AHEAD.labels("written").inc()
+            _BATCH_TIME.observe(clock.boot_s() - started_s)
+            _BATCH_SIZE.observe(len(batch.pendings))
+            self._finish(batch, keep=False)
+        finally:
+            if sending is not None:
+                sending.cancel()  # only if the committer itself is being stopped
 
     async def _sweep(self) -> None:
         """Keep the promise about waiting while a batch, or a silent database, takes its time."""
@@ -208,6 +317,10 @@ class Committer:
 
     def _refuse_late(self) -> None:
         """Answer what waited longer than it may: certainly not executed."""
+        batch = self._next
+        before_s = clock.boot_s() - self._settings.queue_age_s_max
+        if batch is not None and batch.pendings and batch.pendings[0].since_s < before_s:
+            self._give_up_next()
         for late in self._queue.expired(self._settings.queue_age_s_max):
             if self.healthy and not self._outages:
                 late.fail(Overloaded("the command waited too long to be committed"))
@@ -291,6 +404,7 @@ class Committer:
             heads, context = await batch.lock(connection)
             await batch.load(connection, heads, self._projections, self._cache)
             batch.decide(context, self._projections, self._settings.batch_time_s_max)
+            self._switches = dict(context.switches)
             if batch.writing:
                 await batch.write(connection, self._projections, self._lane)
             batch.committing = True
@@ -381,6 +495,9 @@ class Committer:
             self._queue.put_back(batch.left)
         counts: dict[type, int] = {}
         for pending, outcome in batch.outcomes:
+            if isinstance(outcome, TBotError):
+                pending.fail(outcome)
+                continue
             counts[type(outcome)] = counts.get(type(outcome), 0) + 1
             pending.answer(outcome)
         for kind, count in counts.items():
@@ -402,6 +519,10 @@ def _bounded(connection: Connection, time_s_max: float) -> Iterator[None]:
         yield
     finally:
         watchdog.cancel()
+
+
+async def _send(connection: Connection, sql: str, parameters: Sequence[Any]) -> None:
+    await connection.fetch(sql, *parameters)
 
 
 async def _free_lane(connection: Connection) -> int:

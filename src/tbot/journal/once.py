@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -25,6 +24,7 @@ import structlog
 from prometheus_client import Counter
 
 from tbot.core import clock
+from tbot.core.ids import read_id
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import IdempotencySettings
 from tbot.core.tasks import Tasks
@@ -50,8 +50,7 @@ _encode_headers = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """An answer as its caller got it the first time.
 
     Attributes:
@@ -63,8 +62,7 @@ class Kept:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Once:
+class Once(msgspec.Struct, frozen=True):
     """What makes a repetition recognisable, and how the answer to keep is made.
 
     Attributes:
@@ -79,8 +77,7 @@ class Once:
     render: Callable[[Any], Kept | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """A key's row."""
 
     content: bytes
@@ -96,7 +93,7 @@ def key_of(user_id: UUID, account_id: UUID, key: str) -> UUID:
         False
     """
     data = user_id.bytes + account_id.bytes + key.encode()
-    return UUID(bytes=hashlib.blake2b(data, digest_size=16, person=b"tbot:once").digest())
+    return read_id(hashlib.blake2b(data, digest_size=16, person=b"tbot:once").digest())
 
 
 def content_of(secret: bytes, *parts: bytes) -> bytes:
@@ -110,6 +107,25 @@ def content_of(secret: bytes, *parts: bytes) -> bytes:
     for part in parts:
         digest.update(len(part).to_bytes(4, "big") + part)
     return digest.digest()
+
+
+def contents_of(secret: bytes, *parts: bytes) -> Callable[[bytes], bytes]:
+    """`content_of` for many requests that begin with the same parts and differ in one more.
+
+    Example:
+        >>> contents_of(b"s" * 16, b"POST /x")(b"{}") == content_of(b"s" * 16, b"POST /x", b"{}")
+        True
+    """
+    begun = hashlib.blake2b(digest_size=16, key=secret[:64])
+    for part in parts:
+        begun.update(len(part).to_bytes(4, "big") + part)
+
+    def content(last: bytes) -> bytes:
+        digest = begun.copy()
+        digest.update(len(last).to_bytes(4, "big") + last)
+        return digest.digest()
+
+    return content
 
 
 class KeptAnswers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tbot.core import clock
@@ -123,44 +123,45 @@ class CommandQueue:
     def __len__(self) -> int:
         return self._length
 
-    async def put(self, pending: Pending) -> None:
-        """Let a command wait.
+    def places(self, priority: Priority) -> int:
+        """How many commands may wait for one more of this priority to be taken in."""
+        return self._places - (self._reserved if priority is Priority.NEW else 0)
+
+    async def put(self, pending: Pending, elsewhere: int = 0) -> None:
+        """Let a command wait; a report waits for room.
+
+        Args:
+            elsewhere: Commands that wait outside of the queue and count as well.
 
         Raises:
-            Overloaded: No place for this priority, or the queue is closed for it: the command
-                was certainly not executed.
+            Overloaded: No place for this priority: the command was certainly not executed.
+            JournalUnavailable: The queue is closed: likewise.
         """
-        priority = pending.command.priority
-        if priority is Priority.REPORT:
+        if pending.command.priority is Priority.REPORT:
             while self._length >= self._places and not self.closed:
                 self._room.clear()
                 await self._room.wait()
+            elsewhere = 0
+        error = self._add(pending, elsewhere)
+        if error is not None:
+            raise error
+
+    def put_one(self, pending: Pending, elsewhere: int = 0) -> None:
+        """The same without waiting for room: no reports. What `put` raises is what it is told."""
+        error = self._add(pending, elsewhere)
+        if error is not None:
+            pending.fail(error)
+
+    def _add(self, pending: Pending, elsewhere: int) -> Exception | None:
+        priority = pending.command.priority
         if self.closed:
-            raise JournalUnavailable("the server is stopping", retry_after_s=2.0)
-        limit = self._places - (self._reserved if priority is Priority.NEW else 0)
-        if self._length >= limit:
-            raise Overloaded("too many commands are waiting to be committed")
+            return JournalUnavailable("the server is stopping", retry_after_s=2.0)
+        if self._length + elsewhere >= self.places(priority):
+            return Overloaded("too many commands are waiting to be committed")
         self._lanes[priority].append(pending)
         self._length += 1
         self._filled.set()
-
-    def put_all(self, pendings: Sequence[Pending]) -> None:
-        """Let many commands wait, in their order, without waiting for room: no reports.
-
-        Those for which there is no place are answered at once: `Overloaded`, or
-        `JournalUnavailable` once the queue is closed. They were certainly not executed.
-        """
-        for pending in pendings:
-            priority = pending.command.priority
-            limit = self._places - (self._reserved if priority is Priority.NEW else 0)
-            if self.closed:
-                pending.fail(JournalUnavailable("the server is stopping", retry_after_s=2.0))
-            elif self._length >= limit:
-                pending.fail(Overloaded("too many commands are waiting to be committed"))
-            else:
-                self._lanes[priority].append(pending)
-                self._length += 1
-                self._filled.set()
+        return None
 
     def put_back(self, pendings: Iterable[Pending]) -> None:
         """Return commands that a batch took but did not run; they keep their place in front."""
@@ -196,7 +197,13 @@ class CommandQueue:
     async def wait(self) -> None:
         """Return once something waits, or once the queue is closed."""
         if not self.closed:
+            if not self._length:
+                self._filled.clear()
             await self._filled.wait()
+
+    def stir(self) -> None:
+        """Let whoever waits look, although nothing came into the queue."""
+        self._filled.set()
 
     def close(self) -> None:
         """Take nothing more; what waits can still be taken."""

@@ -187,28 +187,39 @@ class Ledger:
 
     def overdrawn(self) -> list[str]:
         """Assets whose available balance is below zero by more than the overdraft."""
-        below = [a for a, balance in self.balances.items() if balance.available < 0]
-        return sorted(a for a in below if self.spendable(a) < 0) if below else below
+        found = []
+        for asset, balance in self.balances.items():
+            if balance.available < money.ZERO and self.spendable(asset) < money.ZERO:
+                found.append(asset)
+        return sorted(found) if found else found
 
 
 OPEN, FROZEN, CLOSED = "open", "frozen", "closed"
-_CHANGES = frozenset({"account.limits_changed", "account.renamed", "account.status_changed"})
+_OPENED = "account.opened"
+_KINDS = frozenset({_OPENED, "account.limits_changed", "account.renamed", "account.status_changed"})
+"""Entries that say something of the account itself."""
 
 
 def apply(state: AccountState, entry: Entry) -> None:
     """Carry out an entry's postings and, for `account.*` entries, its effects on the account."""
     ledger = state.part(Ledger)
+    balances = ledger.balances
     for holder, asset, amount in entry.postings:
         if holder == AVAILABLE:
-            balance = ledger.balances.get(asset, NOTHING)
-            ledger.balances[asset] = Balance(balance.available + Decimal(amount), balance.held)
+            balance = balances.get(asset, NOTHING)
+            balances[asset] = Balance(balance.available + Decimal(amount), balance.held)
         elif holder == HELD:
-            balance = ledger.balances.get(asset, NOTHING)
-            ledger.balances[asset] = Balance(balance.available, balance.held + Decimal(amount))
+            balance = balances.get(asset, NOTHING)
+            balances[asset] = Balance(balance.available, balance.held + Decimal(amount))
         else:
             continue
         ledger.assets_changed.add(asset)
-    if entry.kind == "account.opened":
+    if entry.kind in _KINDS:
+        _change(state, ledger, entry)
+
+
+def _change(state: AccountState, ledger: Ledger, entry: Entry) -> None:
+    if entry.kind == _OPENED:
         data = entry.data
         ledger.account = Account(
             id=state.account_id,
@@ -220,8 +231,7 @@ def apply(state: AccountState, entry: Entry) -> None:
             opened_at=entry.at,
             updated_at=entry.at,
         )
-        ledger.account_changed = True
-    elif entry.kind in _CHANGES:
+    else:
         assert ledger.account is not None
         changes: dict[str, Any] = {"updated_at": entry.at}
         if "limits" in entry.data:
@@ -230,7 +240,7 @@ def apply(state: AccountState, entry: Entry) -> None:
             if name in entry.data:
                 changes[name] = entry.data[name]
         ledger.account = msgspec.structs.replace(ledger.account, **changes)
-        ledger.account_changed = True
+    ledger.account_changed = True
 
 
 def move(asset: str, amount: Decimal, source: str, target: str) -> tuple[Posting, ...]:

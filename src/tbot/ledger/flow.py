@@ -64,6 +64,7 @@ class AccountDesk:
     venues: Mapping[str, Venue]
     default_limits: Limits
     _facts: dict[UUID, AccountFacts] = field(default_factory=dict)
+    _known: dict[str, AccountFacts] = field(default_factory=dict)
     facts_kept_max: int = 100_000
     transfers_known: dict[UUID, TransferFacts] = field(default_factory=dict)
     settings: LedgerSettings = field(default_factory=LedgerSettings)
@@ -71,6 +72,14 @@ class AccountDesk:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "assets", Assets(self.pool))
+
+    def known(self, text: str) -> AccountFacts | None:
+        """The facts of the account that has this canonical id, if they were read before."""
+        return self._known.get(text)
+
+    def fit(self, target_id: UUID, asset: str, amount: Decimal) -> bool:
+        """Whether memory says that money can go to this account; False is no verdict."""
+        return target_id in self._facts and self.assets.fits(asset, amount)
 
     async def facts(self, account_id: UUID) -> AccountFacts:
         """Owner and venue of an account, from memory once they were read.
@@ -97,8 +106,11 @@ class AccountDesk:
         )
         if len(self._facts) + len(rows) > self.facts_kept_max:
             self._facts.clear()
+            self._known.clear()
         for row in rows:
-            self._facts[row["id"]] = AccountFacts(row["id"], row["owner_id"], row["venue"])
+            facts = AccountFacts(row["id"], row["owner_id"], row["venue"])
+            self._facts[facts.account_id] = facts
+            self._known[str(facts.account_id)] = facts
 
 
 async def open_account(

@@ -63,6 +63,10 @@ class MarksProjection:
     ) -> None:
         """Nothing, as above."""
 
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Never, as above."""
+        return False
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """Copy the balances when the stream reaches a multiple, which may be amid a batch."""
         if entry.seq % EVERY or entry.kind.startswith("security."):

@@ -12,7 +12,6 @@ import asyncpg
 
 from tbot.core import clock
 from tbot.core.ids import FIRST_ID
-from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import members
 from tbot.ledger.members import Access, MemberRole, Members
@@ -49,9 +48,11 @@ class MembersProjection:
     ) -> None:
         """Nothing, as above."""
 
-    def apply(self, state: AccountState, entry: Entry) -> None:
-        """See `tbot.ledger.members.apply`."""
-        members.apply(state, entry)
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Never, as above."""
+        return False
+
+    apply = staticmethod(members.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:
         """Changed members."""

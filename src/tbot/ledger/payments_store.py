@@ -17,7 +17,6 @@ import msgspec
 from tbot.core import clock
 from tbot.core.errors import NotFound
 from tbot.core.ids import LAST_ID
-from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import payments
 from tbot.ledger.payments import COUNTED, OPEN, Kind, Payment, Payments, State, first_day
@@ -111,9 +110,15 @@ class PaymentsProjection:
             if owner is not None:
                 owner.part(Payments).put(_payment(row))
 
-    def apply(self, state: AccountState, entry: Entry) -> None:
-        """See `tbot.ledger.payments.apply`."""
-        payments.apply(state, entry)
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Whether it names a payment that is not open."""
+        named: Sequence[UUID] = getattr(command, "payment_ids", ())
+        if not named:
+            return False
+        part = states[command.accounts[0]].part(Payments)
+        return any(one not in part.open for one in named)
+
+    apply = staticmethod(payments.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:
         """New payments and changed ones."""

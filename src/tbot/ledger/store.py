@@ -17,7 +17,6 @@ import msgspec
 from tbot.core import clock, money
 from tbot.core.errors import NotFound
 from tbot.core.ids import FIRST_ID
-from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import entries
 from tbot.ledger.entries import Account, Balance, Ledger, Limits
@@ -64,9 +63,11 @@ class LedgerProjection:
     ) -> None:
         """Nothing: commands name no more than the accounts themselves."""
 
-    def apply(self, state: AccountState, entry: Entry) -> None:
-        """See `tbot.ledger.entries.apply`."""
-        entries.apply(state, entry)
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Never, as above."""
+        return False
+
+    apply = staticmethod(entries.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:
         """Changed accounts and changed balances."""

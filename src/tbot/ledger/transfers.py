@@ -146,16 +146,19 @@ def apply(state: AccountState, entry: Entry) -> None:
         return
     data = entry.data
     if kind == "transfer.created":
-        times = {"created_at": entry.at, "updated_at": entry.at}
         made: Transfer | None = state.made
         if made is None:
+            times = {"created_at": entry.at, "updated_at": entry.at}
             data = {**data["transfer"], "source_id": entry.account, **times}
             made = msgspec.convert(data, Transfer)
-        else:
-            made = msgspec.structs.replace(made, **times)
+        elif made.created_at != entry.at:  # an entry is never earlier than the one before it
+            made = msgspec.structs.replace(made, created_at=entry.at, updated_at=entry.at)
         transfers = state.part(Transfers)
         transfers.created[made.id] = None
-        transfers.put(made)
+        if made.state is TransferState.PENDING:
+            transfers.open[made.id] = made
+        else:
+            transfers.recalled[made.id] = made
         return
     if kind == "transfer.received":
         if "reverses" not in data:
@@ -242,7 +245,7 @@ class CreateTransfers(msgspec.Struct, frozen=True):
                     facts = {**(refusal.facts or {}), "transfer": index}
                     return Refused(refusal.reason, f"transfer {index}: {refusal.detail}", facts)
                 return refusal
-            drafts += self._made(new, context)
+            self._make(new, context, drafts)
             if linked:
                 out = new.source_id, new.asset
                 moved[out] = moved.get(out, money.ZERO) - new.amount
@@ -251,8 +254,8 @@ class CreateTransfers(msgspec.Struct, frozen=True):
                     moved[into] = moved.get(into, money.ZERO) + new.amount
         return Drafts(tuple(drafts))
 
-    def _made(self, new: NewTransfer, context: Context) -> tuple[Draft, ...]:
-        amount, transfer_id = money.text(new.amount), str(new.id)
+    def _make(self, new: NewTransfer, context: Context, drafts: list[Draft]) -> None:
+        amount, transfer_id, at = money.text(new.amount), str(new.id), context.stamp()
         data: dict[str, Any] = {
             "id": transfer_id,
             "target_id": str(new.target_id),
@@ -285,23 +288,21 @@ class CreateTransfers(msgspec.Struct, frozen=True):
             expires_at=expires_at,
             group_id=self.group_id,
             metadata=new.metadata,
+            created_at=at,
+            updated_at=at,
         )
-        created = Draft(new.source_id, "transfer.created", {"transfer": data}, postings, made)
-        if new.pending:
-            return (created,)
-        return (
-            created,
-            Draft(
-                new.target_id,
-                "transfer.received",
-                {"transfer": transfer_id, "source_id": str(new.source_id)},
-                (Posting(AVAILABLE, new.asset, new.amount),),
-            ),
-        )
+        drafts.append(Draft(new.source_id, "transfer.created", {"transfer": data}, postings, made))
+        if not new.pending:
+            received = {"transfer": transfer_id, "source_id": str(new.source_id)}
+            postings = (Posting(AVAILABLE, new.asset, new.amount),)
+            drafts.append(Draft(new.target_id, "transfer.received", received, postings))
 
     def result(self, states: States) -> tuple[Transfer, ...]:
         """The transfers, in the order they were asked for."""
-        return tuple(there(states, new.source_id, new.id) for new in self.transfers)
+        if len(self.transfers) == 1:  # nearly always
+            (new,) = self.transfers
+            return (there(states, new.source_id, new.id),)
+        return tuple([there(states, new.source_id, new.id) for new in self.transfers])
 
 
 def create_transfers(
@@ -347,7 +348,9 @@ def hindrance(
         return Refused(
             Reason.ACCOUNT_NEGATIVE, f"{', '.join(overdrawn)} below zero", {"assets": overdrawn}
         )
-    spendable = source.spendable(asset) + moved
+    spendable = source.spendable(asset)
+    if moved:
+        spendable += moved
     if spendable < amount:
         needed, has = money.text(amount), money.text(spendable)
         return Refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -19,7 +19,7 @@ from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import LedgerSettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
-from tbot.journal.commands import Accepted, Actor, system
+from tbot.journal.commands import Accepted, Actor, Command, system
 from tbot.journal.committer import Committer
 from tbot.journal.once import Kept, Once
 from tbot.ledger import transfers_store as store
@@ -41,6 +41,9 @@ from tbot.ledger.transfers_commands import (
 
 _ACTOR: Final = system("expiry")
 _STOP_TIMEOUT_S: Final = 5.0
+
+type Made = tuple[Transfer, ...] | Refused | Kept | Exception
+"""What became of one of many transfers: made, refused, made before, or a fault."""
 
 _log = structlog.get_logger(__name__)
 _EXPIRED = Counter("tbot_transfers_expired_total", "Pending transfers released by their time.")
@@ -97,6 +100,40 @@ async def create_linked(
     return await _create(desk, actor, tuple(new), new_id(), once)
 
 
+async def create_many(
+    desk: AccountDesk, actor: Actor, asked: Sequence[tuple[NewTransfer, Once | None]]
+) -> list[Made]:
+    """Make transfers that stand or fall each for itself, in their order; with their keys.
+
+    Their sources are the asker's. What `create` would have answered or raised for each.
+    """
+    outcomes: list[Made | None] = [None] * len(asked)
+    commands: list[tuple[Command[Any], Once | None]] = []
+    places = []
+    pending_max = desk.settings.transfers_pending_max
+    for place, (new, once) in enumerate(asked):
+        if not desk.fit(new.target_id, new.asset, new.amount):
+            try:
+                outcomes[place] = await _unfit(desk, new)
+            except Exception as error:  # noqa: BLE001 - the others go on
+                outcomes[place] = error
+            if outcomes[place] is not None:
+                continue
+        command = create_transfers(new_id(), actor, (new,), pending_max=pending_max)
+        commands.append((command, once))
+        places.append(place)
+    for place, outcome in zip(places, await desk.committer.commit_all(commands), strict=True):
+        outcomes[place] = _made(desk, outcome) if isinstance(outcome, Accepted) else outcome
+    return [one for one in outcomes if one is not None]
+
+
+def _made(desk: AccountDesk, accepted: Accepted[tuple[Transfer, ...]]) -> tuple[Transfer, ...]:
+    for transfer in accepted.result:
+        if transfer.pending:
+            _remember(desk, transfer)
+    return accepted.result
+
+
 async def _create(
     desk: AccountDesk,
     actor: Actor,
@@ -113,17 +150,13 @@ async def _create(
             return Refused(refusal.reason, f"transfer {number}: {refusal.detail}", facts)
     command = create_transfers(new_id(), actor, new, group_id, desk.settings.transfers_pending_max)
     outcome = await desk.committer.commit(command, once)
-    if not isinstance(outcome, Accepted):
-        return outcome
-    made: tuple[Transfer, ...] = outcome.result
-    for transfer in made:
-        if transfer.pending:
-            _remember(desk, transfer)
-    return made
+    return _made(desk, outcome) if isinstance(outcome, Accepted) else outcome
 
 
 async def _unfit(desk: AccountDesk, new: NewTransfer) -> Refused | None:
     """What can be refused without any lock."""
+    if desk.fit(new.target_id, new.asset, new.amount):
+        return None
     refusal = await desk.assets.check([(new.asset, new.amount)])
     if refusal is not None:
         return refusal

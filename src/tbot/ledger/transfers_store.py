@@ -17,7 +17,6 @@ import msgspec
 from tbot.core import clock
 from tbot.core.errors import NotFound
 from tbot.core.ids import FIRST_ID, LAST_ID
-from tbot.journal.chain import Entry
 from tbot.journal.commands import AccountState, Command, States, Write
 from tbot.ledger import transfers
 from tbot.ledger.transfers import Transfer, Transfers, TransferState
@@ -36,6 +35,12 @@ SELECT id, source_id, target_id, asset, amount::numeric, state, posted_amount::n
 FROM unnest({{0}}::uuid[], {{1}}::uuid[], {{2}}::uuid[], {{3}}::text[], {{4}}::text[],
  {{5}}::text[], {{6}}::text[], {{7}}::text[], {{8}}::uuid[], {{9}}::uuid[], {{10}}::uuid[],
  {{11}}::text[], {{12}}::text[], {{13}}::text[]) AS u ({", ".join(_COLUMNS)})"""
+# Of those that were posted at once, with nothing special: nearly all.
+_INSERT_PLAIN: Final = """INSERT INTO transfers
+ (id, source_id, target_id, asset, amount, state, posted_amount, metadata, created_at, updated_at)
+SELECT id, source_id, target_id, asset, amount::numeric, 'posted', amount::numeric, '{{}}', at, at
+FROM unnest({0}::uuid[], {1}::uuid[], {2}::uuid[], {3}::text[], {4}::text[], {5}::timestamptz[])
+ AS u (id, source_id, target_id, asset, amount, at)"""
 _UPDATE: Final = """UPDATE transfers t SET state = u.state,
  posted_amount = u.posted_amount::numeric, reversed_by = u.reversed_by,
  updated_at = u.updated_at::timestamptz
@@ -84,22 +89,46 @@ class TransfersProjection:
             if row["source_id"] in states and row["state"] != "pending":
                 states[row["source_id"]].part(Transfers).put(_transfer(row))
 
-    def apply(self, state: AccountState, entry: Entry) -> None:
-        """See `tbot.ledger.transfers.apply`."""
-        transfers.apply(state, entry)
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Whether it names a transfer that is not pending."""
+        return (
+            isinstance(command, TransferCommand)
+            and command.source_id in states
+            and command.transfer_id not in states[command.source_id].part(Transfers).open
+        )
+
+    apply = staticmethod(transfers.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:
         """New transfers, and those that were resolved or reversed."""
+        plain: list[Transfer] = []
         created: list[Transfer] = []
         changed: list[Transfer] = []
         for state in states:
             part = state.parts.get(Transfers)
             if part is None or not (part.created or part.changed):
                 continue
-            created += [part.find(transfer_id) for transfer_id in part.created]
+            for transfer_id in part.created:
+                one = part.find(transfer_id)
+                (plain if _is_plain(one) else created).append(one)
             changed += [part.find(transfer_id) for transfer_id in part.changed]
             part.forget()
         writes = []
+        if plain:
+            times = {text: clock.unstamp(text) for text in {t.created_at for t in plain}}
+            writes.append(
+                Write(
+                    _INSERT_PLAIN,
+                    [
+                        [t.id for t in plain],
+                        [t.source_id for t in plain],
+                        [t.target_id for t in plain],
+                        [t.asset for t in plain],
+                        [str(t.amount) for t in plain],
+                        [times[t.created_at] for t in plain],
+                    ],
+                )
+            )
         if created:
             writes.append(
                 Write(
@@ -136,6 +165,20 @@ class TransfersProjection:
                 )
             )
         return writes
+
+
+def _is_plain(transfer: Transfer) -> bool:
+    """Whether the short statement says all of a new transfer."""
+    return (
+        transfer.posted_amount is transfer.amount
+        and transfer.state is TransferState.POSTED
+        and transfer.reverses is None
+        and transfer.reversed_by is None
+        and transfer.group_id is None
+        and transfer.expires_at is None
+        and not transfer.metadata
+        and transfer.updated_at == transfer.created_at
+    )
 
 
 def _transfer(row: asyncpg.Record) -> Transfer:

@@ -182,6 +182,18 @@ class OrdersProjection:
             if order.final and order.account_id in states:
                 states[order.account_id].part(Orders).put(order)
 
+    def reads(self, command: Command[Any], states: States) -> bool:
+        """Whether it names an order that is final, or that is not there."""
+        if isinstance(command, PlaceOrder):
+            return False  # a client id that was used before breaks the unique index
+        for name in ("order_id", "parent_id"):
+            order_id = getattr(command, name, None)
+            if order_id is not None and (
+                order_id not in states[command.accounts[0]].part(Orders).open
+            ):
+                return True
+        return False
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """See `tbot.orders.book.apply`."""
         book.apply(state, entry)

@@ -26,6 +26,11 @@ def json_answer(
     return _Json(_encode(content), status, headers or {})
 
 
+def json_body(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON response whose body is written already."""
+    return _Json(body, status, headers or {})
+
+
 class _Json(Response):
     """A response that is made in one step: Starlette takes several, which ask what we know."""
 

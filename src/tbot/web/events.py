@@ -56,6 +56,8 @@ _HEAD: Final = re.compile(
     rb'\{"op":"(snap|delta|gap)","ch":(\d+),"seq":(\d+)(?:,"prev":\d+)?(?:,"hash":"([0-9a-f]+)")?'
 )
 _SUBBED: Final = b'{"op":"subbed",'
+_NUMBERED: Final = ("trades", "candles")
+"""Market channels that can go on where they were."""
 _COMMENT: Final = b":\n\n"
 
 routes = router("stream")
@@ -64,8 +66,8 @@ routes = router("stream")
 def wishes_of(text: str) -> list[dict[str, Any]]:
     """The wishes in the query parameter `channels`, as `sub` takes them.
 
-    Each is `channel:symbol` (or the account's id), then `:name=value` for its parameters; commas
-    separate them.
+    Each is `channel:symbol` (or the account's id), then `:name=value` for its parameters (numbers,
+    and the interval of candles); commas separate them.
 
     Raises:
         Problem: It is not of this form.
@@ -83,9 +85,10 @@ def wishes_of(text: str) -> list[dict[str, Any]]:
         wish["account_id" if name == "account" else "symbol"] = rest[0]
         for piece in rest[1:]:
             key, equals, value = piece.partition("=")
-            if not equals or not re.fullmatch(r"[0-9]{1,6}", value) or key in wish:
+            form = r"[0-9]{1,3}[a-z]" if key == "interval" else r"[0-9]{1,6}"
+            if not equals or not re.fullmatch(form, value) or key in wish:
                 raise invalid("a parameter is name=number, once", parameter="channels")
-            wish[key] = int(value)
+            wish[key] = value if key == "interval" else int(value)
         wishes.append(wish)
     if len(wishes) > CHANNELS_MAX:
         raise invalid(f"at most {CHANNELS_MAX} channels", parameter="channels")
@@ -117,13 +120,13 @@ class Places:
             wish = wishes[int(index)]
             if wish["channel"] == "account":
                 wish["resume"] = {"seq": int(seq), "hash": word}
-            elif wish["channel"] == "trades" and wish.get("symbol") != "*" and word.isdecimal():
+            elif wish["channel"] in _NUMBERED and wish.get("symbol") != "*" and word.isdecimal():
                 wish["resume"] = {"epoch": epoch, "ch": int(word), "seq": int(seq)}
 
     def _subscribed(self, payload: bytes) -> None:
         """Learn from the answer which channel has which number."""
         for index, answer in enumerate(msgspec.json.decode(payload)["subs"]):
-            if answer.get("channel") in ("account", "trades") and "ch" in answer:
+            if answer.get("channel") in ("account", *_NUMBERED) and "ch" in answer:
                 self._index[answer["ch"]] = (index, answer["channel"] == "account")
 
     def passed(self, payload: bytes) -> str | None:

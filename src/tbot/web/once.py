@@ -23,9 +23,10 @@ from tbot.journal.once import Kept, Once, content_of, key_of
 from tbot.web.deps import Deps
 from tbot.web.problems import Problem, refused
 
+KEY_TEXT: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 _KEY: Final = re.compile(r'"([\x21\x23-\x5b\x5d-\x7e]{1,128})"|([\x21\x23-\x5b\x5d-\x7e]{1,128})')
 _KEPT_HEADERS: Final = frozenset({b"content-type", b"location", b"etag"})
-_canonical = msgspec.json.Encoder(order="sorted").encode
+canonical = msgspec.json.Encoder(order="sorted").encode
 
 KeyHeader = Annotated[
     str | None,
@@ -77,30 +78,28 @@ async def keyed(
     principal: Principal,
     account_id: UUID,
     answer: Callable[[Any], Response],
-    *,
-    key: str | None = None,
-    content: Any = None,
 ) -> Once | None:
     """What makes repetitions of this request recognisable; None without a key.
 
     Args:
         account_id: An account that the command locks (for other writes: their owner).
         answer: The response to the command's result; pure, it is called inside the batch.
-        key: In place of the request's own key, for one item of several.
-        content: In place of the request's own body, likewise.
 
     Raises:
         Problem: `malformed_header`.
     """
+    key = request_key(request)
     if key is None:
-        key = request_key(request)
-        if key is None:
-            return None
-    if content is None and await request.body():
-        content = await request.json()
-    target = f"{request.method} {request.scope['path']}".encode()
+        return None
+    content = await request.json() if await request.body() else None
+    target = target_of(request)
     request_id = request.scope.get("tbot.request_id", "")
     return once_of(deps, principal, account_id, answer, key, target, content, request_id)
+
+
+def target_of(request: Request) -> bytes:
+    """What a request's fingerprint begins with."""
+    return f"{request.method} {request.scope['path']}".encode()
 
 
 def once_of(
@@ -120,7 +119,7 @@ def once_of(
         target: Method and path of the route that does the same.
         content: The request's body, parsed; None without one.
     """
-    fingerprint = content_of(deps.auth.keys.cursor_secret, target, _canonical(content))
+    fingerprint = content_of(deps.auth.keys.cursor_secret, target, canonical(content))
     rendering = _Rendering(answer, request_id)
     return Once(key_of(principal.user_id, account_id, key), fingerprint, rendering)
 
@@ -137,18 +136,53 @@ class _Rendering:
 
     def __call__(self, outcome: Any) -> Kept | None:
         if isinstance(outcome, Refused):
-            if outcome.reason in PASSING:
-                return None
-            response = refused(outcome).response(self._request_id)
-        else:
-            response = self._answer(outcome)
-            self.made = outcome, response
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in response.raw_headers
-            if name in _KEPT_HEADERS
-        }
-        return Kept(response.status_code, headers, bytes(response.body))
+            return kept_refusal(outcome, self._request_id)
+        response = self._answer(outcome)
+        self.made = outcome, response
+        return _kept(response)
+
+
+class BodyRendering:
+    """Makes the 201 that is kept from a body and its place, without a response around it.
+
+    Args:
+        answer: Body and `Location` of a command's result.
+    """
+
+    __slots__ = ("_answer", "_made", "_request_id")
+
+    def __init__(self, answer: Callable[[Any], tuple[bytes, str]], request_id: str) -> None:
+        self._answer = answer
+        self._request_id = request_id
+        self._made: tuple[Any, bytes] | None = None
+
+    def __call__(self, outcome: Any) -> Kept | None:
+        """The answer to a result or a refusal."""
+        if isinstance(outcome, Refused):
+            return kept_refusal(outcome, self._request_id)
+        body, location = self._answer(outcome)
+        self._made = outcome, body
+        return Kept(201, {"location": location, "content-type": "application/json"}, body)
+
+    def body_of(self, outcome: Any) -> bytes | None:
+        """The body that was made of this very outcome to keep it, if it was."""
+        return self._made[1] if self._made is not None and self._made[0] is outcome else None
+
+
+def kept_refusal(outcome: Refused, request_id: str) -> Kept | None:
+    """What is kept of a refusal; nothing of one that is about the moment."""
+    if outcome.reason in PASSING:
+        return None
+    return _kept(refused(outcome).response(request_id))
+
+
+def _kept(response: Response) -> Kept:
+    headers = {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in response.raw_headers
+        if name in _KEPT_HEADERS
+    }
+    return Kept(response.status_code, headers, bytes(response.body))
 
 
 def respond(outcome: Any, answer: Callable[[Any], Response], once: Once | None = None) -> Response:

@@ -383,7 +383,7 @@ async def cancel_order(
     wait_s = preferred_wait_s(prefer, parts.settings.http.wait_s_max)
     if wait_s is None or not isinstance(outcome, Order):
         return respond(outcome, canceled)
-    response = canceled(await flow.wait_for(parts.orders, outcome, _ended, wait_s))
+    response = canceled(await flow.wait_for(parts.orders, outcome, ended, wait_s))
     response.headers["Preference-Applied"] = f"wait={wait_s:g}"
     return response
 
@@ -393,7 +393,8 @@ def canceled(order: Order) -> Response:
     return json_answer(order_json(order), 200 if order.final else 202)
 
 
-def _ended(order: Order) -> bool:
+def ended(order: Order) -> bool:
+    """Whether waiting for an order's cancellation is over."""
     return order.final
 
 

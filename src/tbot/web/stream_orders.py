@@ -3,14 +3,16 @@
 The same functions check, commit and describe an order, so an answer here is the body that REST
 would have sent, or its problem document; `client_order_id` and keys mean the same, and a key used
 on one is known on the other. What differs is the way: many orders may be under way on one
-connection, each answered when it is durable.
+connection, each answered when it is durable, or, with `wait_s`, when the venue has spoken.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -28,12 +30,14 @@ from tbot.core.ids import random_hex
 from tbot.journal.commands import Actor
 from tbot.ledger.members import Access
 from tbot.orders import flow
+from tbot.orders.commands import Placed
+from tbot.orders.model import Order
 from tbot.web.answers import json_answer
 from tbot.web.deps import Deps
 from tbot.web.edge import problem_response
-from tbot.web.fields import Id, Symbol
+from tbot.web.fields import Id, PositiveAmount, Symbol
 from tbot.web.once import key_text, once_of, respond
-from tbot.web.orders import NewOrder, canceled, order_request, placed
+from tbot.web.orders import NewOrder, canceled, ended, order_request, placed
 from tbot.web.ownership import own_account, own_order
 from tbot.web.problems import Problem, invalid
 from tbot.web.stream_words import Meter, id_of, problem
@@ -53,11 +57,28 @@ _in_flight = Gauge("tbot_stream_orders_in_flight", "Of those, the ones not answe
 _new_order: Final = NewOrder.__pydantic_validator__.validate_python
 _id: Final = TypeAdapter(Id).validator.validate_python
 _symbol: Final = TypeAdapter(Symbol).validator.validate_python
-type Do = Callable[[Any, Principal, Actor, str | None], Awaitable[Response]]
-"""Does one thing, for whom, under which idempotency key."""
+_amount: Final = TypeAdapter(PositiveAmount).validator.validate_python
+type Do = Callable[[Any, Asked], Awaitable[Response]]
+"""Does one thing as it was asked for."""
 
 _SCOPE: Final = {"method": "STREAM"}
 """What logs call the method of a request that is none."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """How one thing was asked for.
+
+    Attributes:
+        actor: The same user, as the journal names who did it.
+        key: The idempotency key, if there is one.
+        wait_s: How long the answer may wait for the venue's word; None for not at all.
+    """
+
+    principal: Principal
+    actor: Actor
+    key: str | None
+    wait_s: float | None
 
 
 class OrderEntry:
@@ -70,6 +91,8 @@ class OrderEntry:
     def __init__(self, deps: Deps) -> None:
         self.deps = deps
         self.in_flight = 0
+        self.waits: set[asyncio.Task[Order]] = set()
+        self.settling = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -87,7 +110,13 @@ class OrderEntry:
             self._idle.set()
 
     async def settle(self, timeout_s: float) -> None:
-        """Wait until nothing is under way, or for so long."""
+        """Wait until nothing is under way, or for so long.
+
+        Orders that are durable and only wait for the venue's word are answered as they are.
+        """
+        self.settling = True
+        for wait in self.waits:
+            wait.cancel()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -98,7 +127,9 @@ class OrderEntry:
 class OrderLine:
     """One connection's orders: how fast they come and how many are under way."""
 
-    __slots__ = ("_count", "_desk", "_in_flight", "_meter", "_name", "_session", "_settings")
+    __slots__ = (
+        "_count", "_desk", "_in_flight", "_meter", "_name", "_session", "_settings", "_waits"
+    )  # fmt: skip
 
     def __init__(self, desk: OrderEntry, session: Session) -> None:
         self._desk = desk
@@ -108,6 +139,12 @@ class OrderLine:
         self._name = random_hex(12)
         self._count = 0
         self._in_flight = 0
+        self._waits: set[asyncio.Task[Order]] = set()
+
+    def end(self) -> None:
+        """The connection is over: what is under way goes on, but nobody waits for the venue."""
+        for wait in self._waits:
+            wait.cancel()
 
     def take(self, message: dict[str, Any]) -> None:
         """Begin what a message asks for; never waits."""
@@ -117,13 +154,14 @@ class OrderLine:
         try:
             items = self._items(message)
             keys = _keys(message, len(items))
+            wait_s = _wait_s(message, self._desk.deps.settings.http.wait_s_max)
         except Problem as error:
             self._tell_problem(message, error.response(self._request_id()))
             return
         count = len(items)
-        wait_s = self._meter.take(asyncio.get_running_loop().time(), count)
-        if wait_s > 0:
-            session.offended(message, wait_s)
+        late_s = self._meter.take(asyncio.get_running_loop().time(), count)
+        if late_s > 0:
+            session.offended(message, late_s)
             return
         if self._in_flight + count > self._settings.orders_in_flight_max:
             why = f"at most {self._settings.orders_in_flight_max} orders may be under way"
@@ -134,7 +172,7 @@ class OrderLine:
             return
         self._in_flight += count
         self._desk.begun(count)
-        session.start(self._carry_out(message, items, keys, principal))
+        session.start(self._carry_out(message, items, keys, principal, wait_s))
 
     def _request_id(self) -> str:
         self._count += 1
@@ -150,14 +188,15 @@ class OrderLine:
         """
         match message["op"]:
             case "place":
-                return self._one_or_many(message, "order", "orders", {"key"})
+                return self._one_or_many(message, "order", "orders", {"key", "wait_s"})
             case "cancel":
-                return self._one_or_many(message, "order_id", "order_ids", {"key"})
+                return self._one_or_many(message, "order_id", "order_ids", {"key", "wait_s"})
             case "cancel_all":
                 _check_members(message, {"account_id", "symbol"})
                 return (message,)
             case _:
-                return (message.get("order_id"),)
+                _check_members(message, {"order_id", "quantity", "limit_price", "key"})
+                return (message,)
 
     def _one_or_many(
         self, message: dict[str, Any], one: str, many: str, more: set[str]
@@ -181,6 +220,7 @@ class OrderLine:
         items: Sequence[Any],
         keys: Sequence[str | None],
         principal: Principal,
+        wait_s: float | None,
     ) -> None:
         op: str = message["op"]
         do: Do = {"place": self._place, "cancel": self._cancel, "amend": self._amend}.get(
@@ -188,7 +228,7 @@ class OrderLine:
         )
         try:
             work = [
-                self._answered(op, do, item, principal, key)
+                self._answered(op, do, item, principal, key, wait_s)
                 for item, key in zip(items, keys, strict=True)
             ]
             # One alone needs no task of its own.
@@ -221,6 +261,7 @@ class OrderLine:
         item: Any,
         principal: Principal,
         key: str | None,
+        wait_s: float | None,
     ) -> Response:
         """Do one thing; every fault gets an answer."""
         request_id = self._request_id()
@@ -228,66 +269,95 @@ class OrderLine:
         actor = principal.actor(Peer(self._session.address or None, request=request_id))
         try:
             await self._check(principal)
-            response = await do(item, principal, actor, key)
+            response = await do(item, Asked(principal, actor, key, wait_s))
         except Exception as error:  # noqa: BLE001 - every fault gets an answer
             response = problem_response(error, _SCOPE, request_id)
         _orders_total.labels(op, str(response.status_code)).inc()
         return response
 
-    async def _place(
-        self, item: Any, principal: Principal, actor: Actor, key: str | None
-    ) -> Response:
+    async def _place(self, item: Any, asked: Asked) -> Response:
         deps = self._desk.deps
         body: NewOrder = _checked(_new_order, item)
         wanted = order_request(body)
-        await own_account(deps, principal, body.account_id, need=Access.TRADE)
+        await own_account(deps, asked.principal, body.account_id, need=Access.TRADE)
         once = None
-        if key is not None:
+        if asked.key is not None:
             once = once_of(
                 deps,
-                principal,
+                asked.principal,
                 body.account_id,
                 placed,
-                key,
+                asked.key,
                 PLACE_TARGET,
                 item,
-                actor.request or "",
+                asked.actor.request or "",
             )
-        outcome = await flow.place(deps.orders, actor, body.account_id, wanted, once)
-        return respond(outcome, placed, once)
+        outcome = await flow.place(deps.orders, asked.actor, body.account_id, wanted, once)
+        if asked.wait_s is None or not isinstance(outcome, Placed):
+            return respond(outcome, placed, once)
+        order = outcome.order
+        if outcome.replayed or not flow.settled(order):
+            order = await self._waited(order, flow.settled, asked.wait_s)
+        return placed(Placed(order, outcome.replayed))
 
-    async def _cancel(
-        self, item: Any, principal: Principal, actor: Actor, key: str | None
-    ) -> Response:
+    async def _cancel(self, item: Any, asked: Asked) -> Response:
         deps = self._desk.deps
         order_id: UUID = _checked(_id, item, "order_id")
-        order = await own_order(deps, principal, order_id)
+        order = await own_order(deps, asked.principal, order_id)
         once = None
-        if key is not None:
+        if asked.key is not None:
             target = f"DELETE /v1/orders/{order_id}".encode()
             once = once_of(
-                deps, principal, order.account_id, canceled, key, target, None, actor.request or ""
+                deps,
+                asked.principal,
+                order.account_id,
+                canceled,
+                asked.key,
+                target,
+                None,
+                asked.actor.request or "",
             )
-        outcome = await flow.cancel(deps.orders, actor, order.account_id, order.id, once)
-        return respond(outcome, canceled, once)
+        outcome = await flow.cancel(deps.orders, asked.actor, order.account_id, order.id, once)
+        if asked.wait_s is None or not isinstance(outcome, Order):
+            return respond(outcome, canceled, once)
+        return canceled(await self._waited(outcome, ended, asked.wait_s))
 
-    async def _cancel_all(
-        self, item: Any, principal: Principal, actor: Actor, key: str | None
-    ) -> Response:
+    async def _waited(self, order: Order, done: Callable[[Order], bool], wait_s: float) -> Order:
+        """The order when `done` holds of it, or as it is when nobody can wait any longer."""
+        if self._desk.settling or self._session.subscriber.closing:
+            return order
+        wait = asyncio.create_task(flow.wait_for(self._desk.deps.orders, order, done, wait_s))
+        for waits in (self._waits, self._desk.waits):
+            waits.add(wait)
+            wait.add_done_callback(waits.discard)
+        try:
+            await asyncio.wait((wait,))
+        finally:
+            wait.cancel()
+        return order if wait.cancelled() else wait.result()
+
+    async def _cancel_all(self, item: Any, asked: Asked) -> Response:
         deps = self._desk.deps
         account_id: UUID = _checked(_id, item.get("account_id"), "account_id")
         symbol = item.get("symbol")
         if symbol is not None:
             symbol = _checked(_symbol, symbol, "symbol")
-        await own_account(deps, principal, account_id, need=Access.TRADE)
-        ids = await flow.cancel_all(deps.orders, actor, account_id, symbol)
+        await own_account(deps, asked.principal, account_id, need=Access.TRADE)
+        ids = await flow.cancel_all(deps.orders, asked.actor, account_id, symbol)
         return json_answer({"requested": len(ids), "orders": ids}, 202)
 
-    async def _amend(
-        self, item: Any, principal: Principal, actor: Actor, key: str | None
-    ) -> Response:
-        order_id: UUID = _checked(_id, item, "order_id")
-        order = await own_order(self._desk.deps, principal, order_id)
+    async def _amend(self, item: Any, asked: Asked) -> Response:
+        """Refused, after every check that a venue which can amend would need.
+
+        No adapter declares that its venue changes an order in one command; a cancel and a new
+        order, one after the other, are two, and the client has to say so (what filled between
+        them is its business).
+        """
+        order_id: UUID = _checked(_id, item.get("order_id"), "order_id")
+        for name in ("quantity", "limit_price"):
+            if item.get(name) is not None:
+                _checked(_amount, item[name], name)
+        order = await own_order(self._desk.deps, asked.principal, order_id)
         raise Problem(
             "amend_unsupported", f"orders at {order.venue} are not amended: cancel and place anew"
         )
@@ -354,6 +424,21 @@ def _keys(message: dict[str, Any], count: int) -> Sequence[str | None]:
         raise invalid("is a text", pointer="/key")
     text = key_text(key)
     return [text] if count == 1 else [f"{text}#{index}" for index in range(count)]
+
+
+def _wait_s(message: dict[str, Any], most_s: float) -> float | None:
+    """How long the answer may wait, within our limit.
+
+    Raises:
+        Problem: It is no number of seconds.
+    """
+    wait_s = message.get("wait_s")
+    if wait_s is None:
+        return None
+    good = isinstance(wait_s, int | float) and not isinstance(wait_s, bool)
+    if not good or not math.isfinite(wait_s) or wait_s < 0:
+        raise invalid("is a number of seconds", pointer="/wait_s")
+    return min(float(wait_s), most_s)
 
 
 def _checked(validate: Callable[[Any], Any], value: Any, name: str = "") -> Any:

@@ -446,4 +446,6 @@ class Session:
         for stream in (self._private or {}).values():
             self._end(stream)
         self._private = None
+        if self._orders is not None:
+            self._orders.end()
         self._streams.dismiss(self)

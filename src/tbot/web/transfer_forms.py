@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from pydantic import Field, WithJsonSchema
 
 from tbot.core import money
@@ -157,6 +158,30 @@ def transfer_json(transfer: Transfer) -> dict[str, Any]:
         "created_at": transfer.created_at,
         "updated_at": transfer.updated_at,
     }
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def transfer_bytes(transfer: Transfer) -> bytes:
+    """`transfer_json` as it is written: quicker for a transfer that has nothing special."""
+    if (
+        transfer.metadata
+        or transfer.expires_at is not None
+        or transfer.reverses is not None
+        or transfer.reversed_by is not None
+        or transfer.group_id is not None
+        or not (transfer.asset.isalnum() and transfer.asset.isascii())
+    ):
+        return _encode(transfer_json(transfer))
+    return (
+        f'{{"id":"{transfer.id}","source_account_id":"{transfer.source_id}",'
+        f'"target_account_id":"{transfer.target_id}","asset":"{transfer.asset}",'
+        f'"amount":"{money.text(transfer.amount)}","state":"{transfer.state.value}",'
+        f'"posted_amount":"{money.text(transfer.posted_amount)}","expires_at":null,'
+        f'"reverses":null,"reversed_by":null,"group_id":null,"metadata":{{}},'
+        f'"created_at":"{transfer.created_at}","updated_at":"{transfer.updated_at}"}}'
+    ).encode("ascii")
 
 
 def new_transfer(body: TransferBody, settings: LedgerSettings, place: str = "") -> NewTransfer:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-import msgspec
 from fastapi import Query
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from tbot.auth.flow import Principal
 from tbot.core.refusals import Reason, Refused
-from tbot.journal.commands import Actor
-from tbot.journal.once import Kept
 from tbot.ledger import transfers_flow as flow
 from tbot.ledger import transfers_store as store
 from tbot.ledger.members import Access
 from tbot.ledger.transfers import Transfer, TransferState
-from tbot.web.answers import json_answer
+from tbot.web.answers import json_answer, json_body
 from tbot.web.dependencies import (
     AccountReader,
     PageCursor,
@@ -31,18 +24,16 @@ from tbot.web.dependencies import (
     actor_of,
     page_limit,
 )
-from tbot.web.deps import Deps
-from tbot.web.edge import problem_response
 from tbot.web.fields import Id
-from tbot.web.once import KeyHeader, keyed, rendered, request_key, respond
+from tbot.web.once import KeyHeader, keyed, request_key, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account, own_accounts, own_transfer
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
 from tbot.web.problems import Problem, invalid, refused
 from tbot.web.routes import router
+from tbot.web.transfer_bulk import Bulk
 from tbot.web.transfer_forms import (
     BulkBody,
-    BulkItem,
     BulkOut,
     LinkedBody,
     LinkedOut,
@@ -52,6 +43,7 @@ from tbot.web.transfer_forms import (
     TransferOut,
     TransferPage,
     new_transfer,
+    transfer_bytes,
     transfer_json,
 )
 
@@ -81,7 +73,7 @@ def _made(made: tuple[Transfer, ...]) -> Response:
 
 def _one(transfer: Transfer, status: int = 200) -> Response:
     headers = {"Location": f"/v1/transfers/{transfer.id}"} if status == 201 else None
-    return json_answer(transfer_json(transfer), status, headers)
+    return json_body(transfer_bytes(transfer), status, headers)
 
 
 @routes.post(
@@ -164,71 +156,9 @@ async def create_transfers_in_bulk(
     most = parts.settings.ledger.bulk_transfers_max
     if len(body.transfers) > most:
         raise invalid(f"at most {most} at once", pointer="/transfers")
-    key = request_key(request)
     actor = actor_of(request, principal)
-    items = [_item_body(item) for item in body.transfers]
-    # With everything known, nothing waits before the write path's queue: the order is kept.
-    asked = [one for one in items if isinstance(one, BulkItem)]
-    ids = {
-        account_id for one in asked for account_id in (one.source_account_id, one.target_account_id)
-    }
-    await parts.orders.accounts.know(ids)
-    await parts.orders.accounts.assets.check((one.asset, one.amount) for one in asked)
-    results = await asyncio.gather(
-        *(
-            _bulk_item(
-                request, parts, principal, actor, body.transfers[n], one, key and f"{key}#{n}"
-            )
-            for n, one in enumerate(items)
-        )
-    )
-    return json_answer({"results": results})
-
-
-async def _bulk_item(
-    request: HttpRequest,
-    parts: Deps,
-    principal: Principal,
-    actor: Actor,
-    item: Any,
-    body: BulkItem | RequestValidationError,
-    key: str | None,
-) -> dict[str, Any]:
-    """The result of one item; whatever goes wrong with it is its result."""
-    try:
-        if isinstance(body, RequestValidationError):
-            raise body
-        new = new_transfer(body, parts.settings.ledger)
-        await own_account(parts, principal, new.source_id)
-        key = body.key or key
-        once = None
-        if key is not None:
-            once = await keyed(
-                request, parts, principal, new.source_id, _made, key=key, content=item
-            )
-        outcome = await flow.create(parts.orders.accounts, actor, new, once)
-        if isinstance(outcome, Kept):
-            what = "transfer" if outcome.status < 400 else "problem"
-            return {"status": outcome.status, what: msgspec.Raw(outcome.body), "replayed": True}
-        if isinstance(outcome, Refused):
-            raise refused(outcome)
-    except Exception as error:  # noqa: BLE001 - the other items go on
-        request_id = request.scope.get("tbot.request_id", "")
-        response = problem_response(error, request.scope, request_id)
-        return {"status": response.status_code, "problem": msgspec.Raw(bytes(response.body))}
-    kept = rendered(once, outcome)
-    if kept is not None:
-        return {"status": 201, "transfer": msgspec.Raw(bytes(kept.body))}
-    return {"status": 201, "transfer": transfer_json(outcome[0])}
-
-
-def _item_body(item: Any) -> BulkItem | RequestValidationError:
-    try:
-        return BulkItem.model_validate(item)
-    except ValidationError as error:
-        return RequestValidationError(
-            [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
-        )
+    bulk = Bulk(request, parts, principal, actor, request_key(request))
+    return await bulk.results(body.transfers)
 
 
 @routes.get(

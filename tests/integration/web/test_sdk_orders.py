@@ -96,7 +96,7 @@ async def test_a_lost_connection_places_no_order_twice(desk: Desk, monkeypatch: 
 
     monkeypatch.setattr(flow, "place", lossy)
     async with desk.client.stream() as stream:
-        stream._backoff._base_s = 0.05
+        stream._patience.backoff._base_s = 0.05
         order = await stream.place(desk.account_id, BTC, "buy", **desk.good())
         assert lost == 3 and stream.connections == 4
     assert await desk.count() == 1 and str(order.account_id) == desk.account_id

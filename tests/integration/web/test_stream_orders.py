@@ -152,7 +152,14 @@ BAD_MESSAGES: list[tuple[dict[str, Any], int, str | None]] = [
     ({"op": "cancel_all"}, 422, "validation_failed"),
     ({"op": "cancel_all", "account_id": str(new_id())}, 404, "not_found"),
     ({"op": "cancel_all", "account_id": str(new_id()), "symbol": ["x"]}, 422, None),
+    ({"op": "place", "order": {}, "wait_s": "5"}, 422, "validation_failed"),
+    ({"op": "place", "order": {}, "wait_s": True}, 422, "validation_failed"),
+    ({"op": "cancel", "order_id": str(new_id()), "wait_s": -1}, 422, "validation_failed"),
+    ({"op": "cancel_all", "account_id": str(new_id()), "wait_s": 1}, 422, "validation_failed"),
     ({"op": "amend"}, 422, "validation_failed"),
+    ({"op": "amend", "order_id": str(new_id()), "quantity": 1}, 422, "validation_failed"),
+    ({"op": "amend", "order_id": str(new_id()), "limit_price": "0"}, 422, "validation_failed"),
+    ({"op": "amend", "order_id": str(new_id()), "side": "buy"}, 422, "validation_failed"),
     ({"op": "amend", "order_id": str(new_id())}, 404, "not_found"),
 ]
 
@@ -351,4 +358,51 @@ async def test_orders_under_way_are_answered_before_the_server_drains(
     assert (await client.hear())["status"] == 201
     assert (await client.hear())["op"] == "drain"
     assert await client.closed() == 4201
+    await draining
+
+
+async def test_an_answer_waits_for_the_venue_as_on_rest(trading: Trader) -> None:
+    client = await trading.stream()
+    await client.sub({"channel": "account", "account_id": trading.account_id})
+    await client.hear_op("snap")
+    orders = [trading.order(client_order_id="w-1"), trading.order(client_order_id="w-2")]
+    await client.say(op="place", id=1, orders=orders, wait_s=30)
+    ids = []
+    while len(ids) < 2:
+        entry = (await client.hear_op("delta"))["data"]
+        if entry["kind"] == "order.accepted":
+            ids.append(entry["data"]["accepted"]["id"])
+    for order_id in ids:
+        await trading.site.report({"id": order_id}, "new")
+    results = (await client.hear_answer(1))["results"]
+    assert [(one["status"], one["order"]["state"]) for one in results] == [(201, "new")] * 2
+    await client.say(op="place", id=2, order=orders[0], wait_s=30)
+    again = await client.hear_answer(2)
+    assert again["status"] == 200 and again["replayed"] and again["order"]["state"] == "new"
+    await client.say(op="cancel", id=3, order_id=ids[0], wait_s=30)
+    while (await client.hear_op("delta"))["data"]["kind"] != "order.cancel_requested":
+        pass
+    await trading.site.report({"id": ids[0]}, "canceled")
+    answer = await client.hear_answer(3)
+    assert answer["status"] == 200 and answer["order"]["state"] == "canceled"
+    await client.say(op="place", id=4, order=trading.order(), wait_s=0)
+    assert (await client.hear_answer(4))["order"]["state"] == "pending_new"
+
+
+async def test_who_waits_for_the_venue_is_answered_before_a_drain_and_forgotten_after_a_loss(
+    trading: Trader, eventually: Any
+) -> None:
+    desk = trading.site.streams.orders
+    lost = await trading.stream()
+    await lost.say(op="place", id=1, order=trading.order(), wait_s=30)
+    await eventually(lambda: len(desk.waits) == 1)
+    lost.socket.transport.abort()
+    await eventually(lambda: not desk.waits and not desk.in_flight)
+    client = await trading.stream()
+    await client.say(op="place", id=1, order=trading.order(), wait_s=30)
+    await eventually(lambda: len(desk.waits) == 1)
+    draining = asyncio.create_task(trading.site.streams.drain())
+    answer = await client.hear()
+    assert answer["status"] == 201 and answer["order"]["state"] == "pending_new"
+    assert (await client.hear())["op"] == "drain"
     await draining

@@ -7,7 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tbot.core.ids import new_id
 from tbot.web.account_forms import AccountOut
+from tbot.web.transfer_bulk import Bulk
 from tbot.web.transfer_forms import BulkOut, LinkedOut, TransferOut, TransferPage
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
@@ -310,6 +312,63 @@ async def test_bulk_items_happen_once_each_under_their_keys(site: Any, problem: 
             headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")],
         )
         problem(twice, 400, "malformed_header")
+
+
+async def test_a_quick_look_at_an_item_answers_as_a_careful_one(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, bob = await site.cash_of("ann", USDT="1000"), await site.cash_of("bob", USDT="5")
+    plain = body(ann, bob, "1")
+    items = [
+        plain,
+        *({**plain, "amount": text} for text in ("0", "0.0", "-1", "01", "1.", "1e2", "1,5", "١")),
+        *({**plain, "amount": text} for text in ("1" + "0" * 18, "9" * 19, "0." + "1" * 19, " 1")),
+        *({**plain, "amount": text} for text in ("0.00000001", "0.000000001", "1.50\n", "2.500")),
+        *({**plain, "amount": value} for value in (1, 1.5, None, True, ["1"], {"1": "1"})),
+        *({**plain, "asset": text} for text in ("usdt", "USDT\n", "", "X" * 21, "NONE", 7, None)),
+        *({**plain, "source_account_id": text} for text in (ann.upper(), ann + "\n", "", 1, bob)),
+        *({**plain, "target_account_id": text} for text in ("{" + bob + "}", str(new_id()), ann)),
+        *({**plain, "key": text} for text in ("", "a b", 'a"', "k" * 129, 1, None, "k\n")),
+        {**plain, "pending": False},
+        {**plain, "pending": "yes"},
+        {**plain, "metadata": {"a": "b"}},
+        {**plain, "expires_in_s": 5},
+        {**plain, "more": "b"},
+        {name: value for name, value in plain.items() if name != "asset"},
+        {**{n: v for n, v in plain.items() if n != "asset"}, "more": "b"},
+        {},
+        [],
+    ]
+
+    def seen(result: dict[str, Any]) -> dict[str, Any]:
+        told = {**result.get("problem", {}), **result.get("transfer", {})}
+        drop = {"request_id", "id", "created_at", "updated_at"}
+        return {"status": result["status"]} | {n: v for n, v in told.items() if n not in drop}
+
+    answers = []
+    async with site.client("ann") as client:
+        for _ in range(2):
+            answer = await client.post("/v1/transfers/bulk", json={"transfers": items})
+            answers.append([seen(result) for result in answer.json()["results"]])
+            monkeypatch.setattr(Bulk, "_plain", lambda *_: None)
+    assert answers[0] == answers[1]
+    assert {one["status"] for one in answers[0]} == {201, 404, 422}
+
+
+async def test_a_key_knows_its_item_however_it_was_read(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, bob = await site.cash_of("ann", USDT="100"), await site.cash_of("bob")
+    items = [body(ann, bob, "10"), body(ann, bob, "1", key="mine"), body(ann, bob, "1000")]
+    url, headers = "/v1/transfers/bulk", {"Idempotency-Key": "run-2"}
+    async with site.client("ann") as client:
+        await client.post(url, json={"transfers": [body(ann, bob, "1")]})
+        first = await client.post(url, json={"transfers": items}, headers=headers)
+        monkeypatch.setattr(Bulk, "_plain", lambda *_: None)
+        again = await client.post(url, json={"transfers": items}, headers=headers)
+        told = [one | {"replayed": True} for one in first.json()["results"]]
+        assert [one["status"] for one in told] == [201, 201, 422]
+        assert again.json()["results"] == told
 
 
 async def test_a_bulk_request_is_bounded(new_site: Any, problem: Any) -> None:

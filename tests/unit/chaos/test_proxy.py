@@ -11,6 +11,9 @@ from chaos.proxy import COMMITTER, AtCommit, Proxy
 
 BEGIN, COMMIT = b"Q\0\0\0\x0aBEGIN\0", b"Q\0\0\0\x0bCOMMIT\0"
 BEGUN, COMMITTED = b"C\0\0\0\x0aBEGIN\0", b"C\0\0\0\x0bCOMMIT\0"
+BIND, READY = b"B\0\0\0\x0b\0one\0\0\0", b"Z\0\0\0\x05I"
+_STATEMENT = b"one\0SELECT certify($1)\0"
+PREPARE = b"P" + (len(_STATEMENT) + 4).to_bytes(4) + _STATEMENT
 
 
 class Postgres:
@@ -25,7 +28,7 @@ class Postgres:
         await reader.readexactly(int.from_bytes(hello) - 4)
         while data := await reader.read(1000):
             self.heard += data
-            for asked, answer in ((BEGIN, BEGUN), (COMMIT, COMMITTED)):
+            for asked, answer in ((BEGIN, BEGUN), (COMMIT, COMMITTED), (BIND, READY)):
                 if data == asked:
                     writer.write(answer)
         self.gone.set()
@@ -113,6 +116,21 @@ async def test_a_connection_falls_silent_at_its_commit(
             await asyncio.sleep(0)
     assert await answer == COMMITTED
     writer.close()
+
+
+async def test_a_statement_that_commits_by_itself_is_a_commit(
+    proxy: Proxy, postgres: Postgres
+) -> None:
+    reader, writer = await _begun(proxy)
+    done = proxy.arm(AtCommit.CUT_AFTER)
+    writer.write(PREPARE)
+    while not postgres.heard.endswith(PREPARE):
+        await asyncio.sleep(0)
+    assert not done.done()
+    writer.write(BIND)
+    assert await _rest(reader) == b""
+    await done
+    assert postgres.heard == BEGIN + PREPARE + BIND
 
 
 async def test_dropped_connections_end_on_both_sides(proxy: Proxy, postgres: Postgres) -> None:

@@ -22,8 +22,8 @@ from tbot.client import (
     Refused,
     StreamClosed,
     TBotClient,
+    reconnecting,
 )
-from tbot.client import streams as streams_module
 
 BTC = "BTC-USDT"
 AT = "2026-01-01T00:00:00.000000Z"
@@ -126,7 +126,7 @@ class Nasty:
 async def nasty(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Nasty]:
     """A nasty server, and a client that does not wait long."""
     server = Nasty()
-    monkeypatch.setattr(streams_module, "FullJitter", lambda base_s, cap_s: Quick())
+    monkeypatch.setattr(reconnecting, "FullJitter", lambda base_s, cap_s: Quick())
     async with serve(server.handle, "127.0.0.1", 0, subprotocols=["tbot.v1.json"]) as listening:  # type: ignore[list-item]
         server.url = f"http://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}"
         yield server

@@ -1,0 +1,95 @@
+"""Batches that are decided ahead of their locks.
+
+While one batch is being written the next is decided, command by command as they arrive, from the
+states in memory. So the processor has work while the disk writes, and a batch costs one round trip
+instead of five: a single statement locks the streams, compares their heads and the switches with
+what was assumed (`certify`, in the migrations), writes everything, and commits.
+
+Nothing here is trusted that the database does not confirm:
+
+1. A stream that somebody else has written to, or a switch that was turned, fails the statement.
+2. Keys that were used before, of clients or of idempotency, break their unique indexes: likewise.
+3. What fails is as if it had never been. Its commands are run again the careful way
+   (`tbot.journal.batch`), and so are those that were decided on top of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from tbot.core import clock
+from tbot.journal.batch import Batch, CommandFailed, StateCache, compose
+from tbot.journal.commands import Context, Projection, Switch
+from tbot.journal.queue import Pending
+
+
+@dataclass(slots=True)
+class AheadBatch(Batch):
+    """Commands that are decided before their streams are locked.
+
+    Attributes:
+        switches: By name, in the database's order, as they are assumed to be.
+        heads: By account, the sequence and hash that its stream is assumed to have.
+    """
+
+    switches: dict[str, Switch] = field(default_factory=dict)
+    heads: dict[UUID, tuple[int, bytes]] = field(default_factory=dict)
+    context: Context | None = None
+
+    def join(self, pending: Pending, projections: Sequence[Projection], cache: StateCache) -> bool:
+        """Decide one more command, if everything that it needs is in memory.
+
+        Returns:
+            False for a command that has to be run the careful way; nothing was changed.
+
+        Raises:
+            CommandFailed: Its own code failed; states may be half applied, so this batch has to be
+                given up.
+        """
+        command = pending.command
+        if command.opens:
+            return False
+        for account_id in command.accounts:
+            if account_id not in self.states:
+                state = cache.last(account_id)
+                if state is None:
+                    return False
+                self.states[account_id] = state
+                self.heads[account_id] = (state.seq, state.hash)
+        for projection in projections:
+            if projection.reads(command, self.states):
+                return False
+        if self.context is None:
+            self.context = Context(now=clock.utc_now(), switches=self.switches)
+        self.pendings.append(pending)
+        try:
+            self._decide_one(pending, self.context, projections)
+        except Exception as error:
+            raise CommandFailed(pending, error) from error
+        return True
+
+    def statement(self, projections: Sequence[Projection], lane: int) -> tuple[str, list[Any]]:
+        """What confirms all that was assumed and writes everything, and commits by itself.
+
+        To be called before anything else is decided on these states.
+
+        Returns:
+            SQL and parameters. When the database refuses them, nothing was written.
+        """
+        ids = sorted(self.heads)
+        switches = self.switches.values()
+        sql, parameters = compose(self.writes(projections, lane), certified=True)
+        parameters += [
+            ids,
+            [self.heads[account_id][0] for account_id in ids],
+            [self.heads[account_id][1] for account_id in ids],
+            list(self.switches),
+            [switch.halted for switch in switches],
+            [switch.reason for switch in switches],
+        ]
+        if self.writing:
+            parameters.append(self.topics())
+        return sql, parameters
