@@ -175,11 +175,7 @@ async def running(
         await notify.start()
         stack.push_async_callback(notify.stop)
         shared = await _shared(pool, valkey)
-        auth = await stack.enter_async_context(
-            auth_flow.opened(pool, settings.auth, bus, shared=shared)
-        )
-        permissions = Permissions(pool, bus, settings.cache, shared)
-        stack.push_async_callback(permissions.stop)
+        auth, permissions = await _identity(stack, settings, pool, bus, shared)
         committer = Committer(
             lambda: connect_committer(dsn, settings.committer),
             projections(),
@@ -280,6 +276,22 @@ def _valkey(stack: AsyncExitStack, settings: Settings) -> Valkey | None:
     valkey = Valkey(settings.valkey)
     stack.push_async_callback(valkey.stop)
     return valkey
+
+
+async def _identity(
+    stack: AsyncExitStack,
+    settings: Settings,
+    pool: asyncpg.Pool[asyncpg.Record],
+    bus: Bus,
+    shared: Shared | None,
+) -> tuple[Auth, Permissions]:
+    """Who asks, and what they may do with accounts of others."""
+    auth = await stack.enter_async_context(
+        auth_flow.opened(pool, settings.auth, bus, shared=shared)
+    )
+    permissions = Permissions(pool, bus, settings.cache, shared)
+    stack.push_async_callback(permissions.stop)
+    return auth, permissions
 
 
 async def _shared(pool: asyncpg.Pool[asyncpg.Record], valkey: Valkey | None) -> Shared | None:

@@ -18,6 +18,7 @@ from tbot.auth.principal import NOWHERE, Grant, Peer, Principal
 from tbot.auth.scopes import SCOPES_OF, Role, Scope, granted
 from tbot.auth.state import Auth, opened, sessions_ended
 from tbot.auth.users import is_username
+from tbot.core.cache import READS
 from tbot.core.errors import (
     InvalidCode,
     InvalidCredentials,
@@ -33,6 +34,8 @@ __all__ = ["NOWHERE", "Auth", "Grant", "Peer", "Principal", "authenticate", "log
 _log = structlog.get_logger(__name__)
 
 _TOUCHED_MAX: Final = 100_000
+_REMEMBERED: Final = READS.labels("tokens", "hit")
+_VERIFIED: Final = READS.labels("tokens", "asked")
 
 
 async def login(
@@ -324,9 +327,12 @@ async def authenticate(auth: Auth, token: str, address: str | None = None) -> Pr
             audience=auth.settings.audience,
             now_s=now_s,
         )
+        _VERIFIED.inc()
         auth.verified[token] = claims
         while len(auth.verified) > auth.settings.tokens_cached_max:
             auth.verified.popitem(last=False)
+    else:
+        _REMEMBERED.inc()
     if now_s >= claims.expires_at_s:
         auth.verified.pop(token, None)
         raise InvalidToken("the token has expired")

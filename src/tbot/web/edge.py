@@ -26,7 +26,7 @@ from tbot.web.problems import Problem, problem_of
 _log = structlog.get_logger(__name__)
 
 # A caller's own id is kept and logged, so it has to be one: no token of ours, and no one-time code.
-REQUEST_ID: Final = re.compile(rb"(?!eyJ|tb[a-z]_|[0-9]{1,10}\Z)[A-Za-z0-9._-]{1,64}")
+REQUEST_ID: Final = re.compile(rb"(?!eyJ|tb[a-z]_|whsec_|[0-9]{1,10}\Z)[A-Za-z0-9._-]{1,64}")
 
 ALWAYS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"x-content-type-options", b"nosniff"),

