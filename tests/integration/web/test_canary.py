@@ -235,7 +235,7 @@ async def test_attack_60_what_the_server_gives_out_itself_is_in_no_log(
         later = "another canary that is not to be seen"
         change = {"current_password": PASSWORD, "new_password": later}
         await did("POST", "/v1/me/password", json=change, headers=mine)
-        secrets += [later, begun["secret"], begun["uri"], *codes, *kept["recovery_codes"]]
+        secrets += [later, begun["secret"], begun["otpauth_uri"], *codes, *kept["recovery_codes"]]
         secrets += [waiting["mfa_token"], key["key"], ticket["ticket"], webhook["secret"]]
         for tokens in (first, second, third):
             secrets += [tokens["access_token"], tokens["refresh_token"]]
