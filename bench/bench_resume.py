@@ -40,7 +40,7 @@ ACCOUNTS_PER_USER: Final = 10
 WATCHERS_PER_ACCOUNT: Final = 2
 WORKERS: Final = 16
 """Orders under way at a time, at most."""
-BACK_TIMEOUT_S: Final = 180.0
+BACK_TIMEOUT_S: Final = 300.0
 QUIET_TIMEOUT_S: Final = 120.0
 SETTINGS: Final = {
     **world.SETTINGS,
@@ -292,6 +292,10 @@ class Run:
 
 
 async def run(options: Any) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    # Else what was started would go on without us.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with world.running(SETTINGS) as here:
         one = Run(here, options)
         line = await one.go()

@@ -20,7 +20,8 @@ from fanout.world import frame, handshake
 from tbot.client.backoff import FullJitter
 
 JITTER_S: Final = (0.5, 20.0)
-"""First and largest bound of the SDK's streams."""
+"""First and largest bound of the SDK's connections, and here of its subscriptions."""
+WISH_JITTER_S: Final = (0.05, 5.0)
 CONNECT_TIMEOUT_S: Final = 30.0
 PREFIX_BYTES: Final = 8
 
@@ -31,6 +32,8 @@ class _Message(msgspec.Struct):
     prev: int = -1
     hash: str = ""
     code: str = ""
+    temporary: bool = False
+    retry_after_ms: int = 0
     subs: list[dict[str, Any]] = []
 
 
@@ -83,13 +86,15 @@ class Watcher:
         self.resumed = 0
         self.live = False
         self.retry_after_s = 0.0
+        self._again = FullJitter(*WISH_JITTER_S)
+        self._connection: _Connection | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
         backoff = FullJitter(*JITTER_S)
         loop = asyncio.get_running_loop()
         while True:
-            connection = _Connection(self)
+            connection = self._connection = _Connection(self)
             self.retry_after_s = 0.0
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -102,19 +107,25 @@ class Watcher:
                 try:
                     await connection.lost
                 finally:
+                    self._connection = None
                     connection.cut()
             if self.live:
                 self.live = False
                 backoff.reset()
+                self._again.reset()
             await asyncio.sleep(backoff.next_s(self.retry_after_s))
 
     def hello(self) -> bytes:
         """What it says when the handshake is answered."""
+        login = {"op": "auth", "token": self._token}
+        return frame(json.dumps(login).encode()) + self.wish()
+
+    def wish(self) -> bytes:
+        """Its subscription, from where it is."""
         channel: dict[str, Any] = {"channel": "account", "account_id": self.account}
         if self.first >= 0:
             channel["resume"] = {"seq": self.seq, "hash": self.hash}
-        messages = {"op": "auth", "token": self._token}, {"op": "sub", "channels": [channel]}
-        return b"".join([frame(json.dumps(message).encode()) for message in messages])
+        return frame(json.dumps({"op": "sub", "channels": [channel]}).encode())
 
     def there(self) -> None:
         """The handshake was answered."""
@@ -136,9 +147,10 @@ class Watcher:
                 self.prefixes += bytes.fromhex(message.hash)[:PREFIX_BYTES]
                 self._crowd.deltas += 1
             case "subbed":
-                recovered = message.subs[0].get("recovered")
-                if self.first >= 0:
-                    if recovered is not True:
+                if (error := message.subs[0].get("error")) is not None:
+                    self._not_now(error["code"], error["temporary"], error.get("retry_after_ms", 0))
+                elif self.first >= 0:
+                    if message.subs[0].get("recovered") is not True:
                         self._fault(f"not resumed at {self.seq}: {message.subs}")
                     self.resumed += 1
                     self.live = True
@@ -153,8 +165,20 @@ class Watcher:
             case "gap":
                 self._fault(f"a gap at {message.seq}")
             case "error":
-                if message.code not in ("unavailable", "overloaded"):
-                    self._fault(f"error {message.code}")
+                self._not_now(message.code, message.temporary, message.retry_after_ms)
+
+    def _not_now(self, code: str, temporary: bool, after_ms: int) -> None:
+        """The wish was not granted: wish again in a moment, if that may help."""
+        if not temporary:
+            self._fault(f"error {code}")
+            return
+        self._crowd.refused += 1
+        delay_s = self._again.next_s(after_ms / 1000)
+        asyncio.get_running_loop().call_later(delay_s, self._wish_again, self._connection)
+
+    def _wish_again(self, connection: _Connection | None) -> None:
+        if connection is not None and connection is self._connection:
+            connection.send(self.wish())
 
     def _fault(self, what: str) -> None:
         self._crowd.faults.append(f"{self.account}: {what}")
@@ -179,6 +203,11 @@ class _Connection(asyncio.Protocol):
         self._transport = None
         if not self.lost.done():
             self.lost.set_result(None)
+
+    def send(self, data: bytes) -> None:
+        """Say something, if the connection is there."""
+        if self._transport is not None:
+            self._transport.write(data)
 
     def cut(self) -> None:
         """End the connection."""

@@ -37,8 +37,9 @@ from tbot.auth.scopes import Role, granted
 from tbot.auth.users import create_user
 from tbot.boot import PaperAccess, running
 from tbot.core import log
-from tbot.core.errors import TBotError
+from tbot.core.errors import TBotError, Unavailable
 from tbot.core.ids import new_id
+from tbot.core.limit_settings import LimitSettings, OverloadSettings
 from tbot.core.settings import Settings, StreamSettings
 from tbot.db.pool import transaction
 from tbot.journal.commands import SYSTEM
@@ -55,6 +56,7 @@ WIDE: Final = dict.fromkeys(
     ("clients_max", "clients_per_user_max", "clients_per_address_max"), 20_000
 )
 """Everybody comes from one machine, and from few users."""
+OFTEN: Final = "100000000/1s"
 LIMITS: Final = Limits(
     max_order_notional=Decimal(1), max_open_orders=1, price_collar=Decimal("0.05")
 )
@@ -100,6 +102,8 @@ class Ours:
         os.environ["TBOT_AUTH__ACCESS_TTL_S"] = "86400"
         settings = Settings(data_dir=Path("/nonexistent"))
         settings.stream = StreamSettings(**{**WIDE, **self.options.get("stream", {})})
+        settings.limits = LimitSettings(address=OFTEN, streams=OFTEN, user=OFTEN)
+        settings.overload = OverloadSettings(connections_per_address_max=WIDE["clients_max"])
         self.parts = parts = await stack.enter_async_context(running(settings, dsn, None))
         hub = Hub(settings.stream)
         self.market = Market(hub, self.source)
@@ -148,9 +152,14 @@ class Ours:
         for number in range(self.options.get("accounts", 0)):
             account_id = new_id()
             owner_id = users[number % len(users)]
-            await self.parts.committer.commit(
-                OpenAccount(new_id(), SYSTEM, account_id, owner_id, "bench", "paper", LIMITS)
-            )
+            account = OpenAccount(new_id(), SYSTEM, account_id, owner_id, "bench", "paper", LIMITS)
+            for patience in range(9, -1, -1):  # a machine that is busy elsewhere may stall us
+                try:
+                    await self.parts.committer.commit(account)
+                    break
+                except Unavailable:
+                    if not patience:
+                        raise
             accounts.append(account_id)
         self._accounts = accounts
         self.facts = {"tokens": tokens, "accounts": [str(each) for each in accounts]}
@@ -201,6 +210,8 @@ class Played(Ours):
         os.environ["TBOT_AUTH__ACCESS_TTL_S"] = "86400"
         settings = Settings(data_dir=Path("/nonexistent"))
         settings.stream = StreamSettings(**{**WIDE, **self.options.get("stream", {})})
+        settings.limits = LimitSettings(address=OFTEN, streams=OFTEN, user=OFTEN)
+        settings.overload = OverloadSettings(connections_per_address_max=WIDE["clients_max"])
         access = PaperAccess(**self.options["exchange"])
         self.parts = await stack.enter_async_context(running(settings, dsn, access))
         self.hub = self.parts.streams.hub

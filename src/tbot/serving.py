@@ -6,15 +6,23 @@ import asyncio
 import contextlib
 import errno
 import gc
+import resource
 import socket
 from collections.abc import Iterator
+from typing import Final
 
+import structlog
 import uvicorn
 
 from tbot.boot import Parts
 from tbot.core.errors import ConfigurationError, TBotError
 from tbot.core.settings import Settings
 from tbot.web.server import server_options
+
+_FILES_BESIDE: Final = 512
+"""Open files besides the stream's clients: requests, database, venues, logs."""
+
+_log = structlog.get_logger(__name__)
 
 
 class _Server(uvicorn.Server):
@@ -76,6 +84,25 @@ def settle_collector() -> None:
     gc.set_threshold(20_000, 20, 100)
 
 
+def allow_connections(settings: Settings) -> None:
+    """Raise this process' limit of open files to what the stream's clients take, if it may.
+
+    Many systems give a process 1,024 of them unless it asks for more. Where it may not have as many
+    as `stream.clients_max` promises, a warning says so.
+    """
+    wanted = settings.stream.clients_max + _FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (OSError, ValueError):  # some systems have a limit below the one that they tell
+        allowed = soft
+    if allowed < wanted:
+        _log.warning("open_files_limited", limit=allowed, wanted=wanted)
+
+
 async def serve_http(parts: Parts, listener: socket.socket, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then send streams away, let requests end, and return.
 
@@ -83,6 +110,7 @@ async def serve_http(parts: Parts, listener: socket.socket, stop: asyncio.Event)
         TBotError: The server ended by itself.
     """
     settle_collector()
+    allow_connections(parts.settings)
     server = _Server(uvicorn.Config(**server_options(parts.app, parts.settings)))
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     stopping = asyncio.create_task(stop.wait(), name="stop")

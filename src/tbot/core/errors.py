@@ -15,6 +15,7 @@
     │   ├── InsufficientAccess   the asker's role on a shared account is too low (`role`)
     │   └── InsufficientScope
     ├── TooManyAttempts          too many failures lately (`retry_after_s`)
+    ├── QuotaExceeded            a rate limit is used up (`standings`, `retry_after_s`)
     ├── InvalidUser              a user name or password that breaks a rule (`field`)
     ├── UserExists               the user name is taken
     ├── Conflict                 the thing is there already, or is not as it has to be (`code`)
@@ -47,6 +48,12 @@ log or a caller.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tbot.core.ratelimit import Standing
 
 
 class TBotError(Exception):
@@ -135,6 +142,22 @@ class TooManyAttempts(TBotError):
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("too many failed attempts")
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(TBotError):
+    """A rate limit is used up: nothing was done, and nothing was taken from the other limits.
+
+    Attributes:
+        policies: The names of those that refused.
+        standings: How all that the request counts under stand.
+    """
+
+    def __init__(self, standings: Sequence[Standing]) -> None:
+        refused = [one for one in standings if one.refused]
+        self.policies = [one.policy for one in refused]
+        super().__init__("used up: " + ", ".join(f"{one.policy} ({one.quota})" for one in refused))
+        self.standings = standings
+        self.retry_after_s = max((one.reset_s for one in refused), default=1)
 
 
 class InvalidUser(TBotError):

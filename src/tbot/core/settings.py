@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tbot.core.cache_settings import CacheSettings
+from tbot.core.limit_settings import LimitSettings, Networks, OverloadSettings
 from tbot.core.money import MoneyText
 from tbot.core.payment_settings import (
     PaymentSettings,
@@ -30,6 +31,17 @@ class HttpSettings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    trusted_proxies: Networks = Field(
+        default_factory=list,
+        description="Addresses and networks of our own reverse proxies, a JSON list such as "
+        '`["10.0.0.0/8"]`: what they say in `http.forwarded_header` of where a request comes from '
+        "is believed; of anybody else it is not.",
+    )
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(
+        "x-forwarded-for",
+        description="The one header that these proxies set or append to. With the first, "
+        "`X-Forwarded-Proto` is believed too.",
+    )
     body_bytes_max: int = Field(262_144, ge=1024, description="Largest request body.")
     json_depth_max: int = Field(32, ge=2, description="Deepest nesting of a JSON body.")
     wait_s_max: float = Field(30.0, ge=0, description="Longest `Prefer: wait` honoured.")
@@ -494,6 +506,8 @@ class Settings(BaseSettings):
         "auto", description="`json`, `text`, or by whether stderr is a terminal."
     )
     http: HttpSettings = Field(default_factory=HttpSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    overload: OverloadSettings = Field(default_factory=OverloadSettings)
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
     committer: CommitterSettings = Field(default_factory=CommitterSettings)

@@ -42,7 +42,10 @@ from tbot.web.deps import Deps
 from tbot.web.edge import Edge
 from tbot.web.exports import Exports
 from tbot.web.lean import Application
+from tbot.web.overload import Overload
 from tbot.web.problems import Problem, problem_of
+from tbot.web.ratelimit import Limits
+from tbot.web.shared_limits import SharedStore
 from tbot.web.stream_orders import OrderEntry
 
 _DESCRIPTION: Final = """
@@ -96,7 +99,12 @@ def build_app(deps: Deps) -> Application:
     app.exception_handlers.clear()
     app.add_exception_handler(HTTPException, _answer)
     app.add_exception_handler(RequestValidationError, _answer)
-    app.add_middleware(Edge, settings=deps.settings.http)
+    store = None
+    if deps.valkey is not None and deps.settings.limits.store == "auto":
+        store = SharedStore(deps.valkey, deps.settings.limits)
+    app.state.limits = limits = Limits(deps.settings.limits, store)
+    app.state.overload = overload = Overload(deps.settings.overload)
+    app.add_middleware(Edge, settings=deps.settings.http, limits=limits, overload=overload)
     # One flat table: FastAPI's nested routers are matched twice for every request.
     for module in (
         orders,
@@ -121,7 +129,8 @@ def build_app(deps: Deps) -> Application:
         app.router.routes.extend(module.routes.routes)
     if deps.streams is not None:
         app.state.streams = deps.streams
-        deps.streams.orders = OrderEntry(deps)
+        deps.streams.limits = limits
+        deps.streams.orders = OrderEntry(deps, limits)
         app.router.routes.extend(stream.router.routes)
         app.router.routes.extend(tickets.routes.routes)
         app.router.routes.extend(events.routes.routes)

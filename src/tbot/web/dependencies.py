@@ -18,6 +18,7 @@ from tbot.core.errors import AuthError, InvalidToken
 from tbot.journal.commands import Actor
 from tbot.web.deps import Deps
 from tbot.web.problems import Problem
+from tbot.web.ratelimit import Kind, Limits
 
 bearer: Final = OAuth2PasswordBearer(
     "/v1/token",
@@ -49,13 +50,32 @@ async def get_deps(request: Request) -> Deps:
     return deps
 
 
-async def check_principal(request: Request, scopes: Sequence[str]) -> Principal:
+async def check_principal(
+    request: Request, scopes: Sequence[str], kind: Kind = Kind.OTHER
+) -> Principal:
     """Find out who asks and whether their token covers `scopes`; remembered for the request.
+
+    The request is counted here, for its user or else for a stranger, before anything is done.
 
     Raises:
         AuthError: There is no token.
         InvalidToken, InsufficientScope: It is not good, or not good for this.
+        QuotaExceeded: They ask too often.
     """
+    limits: Limits = request.app.state.limits
+    address = address_of(request.scope)
+    try:
+        principal = await _authenticated(request, address)
+    except AuthError:
+        await limits.charge(request.scope, kind, address)
+        raise
+    request.scope[PRINCIPAL] = principal
+    await limits.charge(request.scope, kind, address, principal)
+    principal.require(*scopes)
+    return principal
+
+
+async def _authenticated(request: Request, address: str | None) -> Principal:
     headers = request.headers.getlist("authorization")
     given = request.headers.getlist("x-api-key")
     if not headers and not given:
@@ -66,10 +86,7 @@ async def check_principal(request: Request, scopes: Sequence[str]) -> Principal:
     if kind.lower() != "bearer" or not token or not (headers or is_key(token)):
         raise InvalidToken("the Authorization header has to be one Bearer token")
     deps: Deps = request.app.state.deps
-    principal = await authenticate(deps.auth, token.strip(" "), address_of(request.scope))
-    request.scope[PRINCIPAL] = principal
-    principal.require(*scopes)
-    return principal
+    return await authenticate(deps.auth, token.strip(" "), address)
 
 
 async def current_principal(

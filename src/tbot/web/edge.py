@@ -6,6 +6,8 @@ security headers, turns what nobody caught into a plain 500, counts, and writes 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import re
 from time import perf_counter
@@ -16,12 +18,15 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tbot.core.errors import QuotaExceeded, Unavailable
 from tbot.core.ids import random_hex
 from tbot.core.log import heard
 from tbot.core.settings import HttpSettings
 from tbot.web import metrics
 from tbot.web.limits import limited
+from tbot.web.overload import Overload
 from tbot.web.problems import Problem, problem_of
+from tbot.web.ratelimit import Kind, Limits, headers_of
 
 _log = structlog.get_logger(__name__)
 
@@ -44,8 +49,16 @@ DEFAULTS: Final[tuple[tuple[bytes, bytes], ...]] = (
 class Edge:
     """ASGI middleware around the whole application; see the module's text."""
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: HttpSettings,
+        limits: Limits | None = None,
+        overload: Overload | None = None,
+    ) -> None:
         self.app = app
+        self._limits = limits
+        self._overload = overload
         self._bytes_max = settings.body_bytes_max
         self._log_from = settings.log_from
 
@@ -68,8 +81,13 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if self._limits is not None:
+                    await _count(self._limits, inner)
+                if self._overload is not None:
+                    self._overload.answering()
                 given: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
                 names = {name for name, _ in given}
+                given += headers_of(inner)
                 given += headers
                 given += [header for header in DEFAULTS if header[0] not in names]
                 message = {**message, "headers": given}
@@ -83,6 +101,11 @@ class Edge:
             except ClientDisconnect:
                 # Nobody is left to be answered, and nothing of ours failed.
                 _log.info("client_gone", method=method, route=_route(inner))
+            except asyncio.CancelledError:
+                late = None if self._overload is None else self._overload.overdue(method)
+                if late is None or status:
+                    raise
+                await _answer_error(late, inner, receive, answer, request_id)
             except Exception as error:
                 if status:  # half an answer is out: the connection has to go
                     _log.exception("request_failed", method=method, route=_route(inner))
@@ -93,6 +116,15 @@ class Edge:
                 metrics.observe(method, _route(inner), status, duration_s)
                 if status >= self._log_from:
                     log_request(inner, method, status, duration_s)
+
+
+async def _count(limits: Limits, scope: Scope) -> None:
+    """Count what was answered before any route could; where that is too often, the next is refused.
+
+    A path that is none, a page of the documentation.
+    """
+    with contextlib.suppress(QuotaExceeded, Unavailable):
+        await limits.charge(scope, Kind.OTHER, (scope.get("client") or (None,))[0])
 
 
 async def _answer_error(

@@ -11,6 +11,7 @@ what happens after the function was called is answered here.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from tbot.auth.api_keys import is_key
 from tbot.auth.flow import authenticate
+from tbot.core.errors import QuotaExceeded, TBotError
 from tbot.core.ids import random_hex
 from tbot.web import events, metrics
 from tbot.web.dependencies import PRINCIPAL, current_principal, get_deps
 from tbot.web.deps import Deps
 from tbot.web.edge import ALWAYS, DEFAULTS, REQUEST_ID, log_request, problem_response
 from tbot.web.limits import URI_BYTES_MAX, parse_json
+from tbot.web.overload import Overload
+from tbot.web.peers import Proxies
+from tbot.web.ratelimit import Kind, Limits, headers_of, is_cancel, kind_of
 from tbot.web.routes import StrictRequest, StrictRoute, required_scopes
 
 _JSON: Final = b"application/json"
@@ -51,6 +56,7 @@ class _Plan:
     route: APIRoute
     call: Callable[..., Awaitable[Response]]
     scopes: Sequence[str]
+    kind: Kind
     validate: Callable[[Any], Any]
     body_name: str
     request_name: str | None
@@ -95,6 +101,7 @@ def _plan(route: APIRoute) -> _Plan | None:
         route=route,
         call=route.endpoint,
         scopes=scopes,
+        kind=kind_of(route),
         validate=model.__pydantic_validator__.validate_python,
         body_name=needs.body_params[0].name,
         request_name=needs.request_param_name,
@@ -121,6 +128,9 @@ class Application(FastAPI):
     def serve_lean(self, deps: Deps) -> list[str]:
         """Look through the routes; the paths of those that are served lean from now on."""
         self._deps = deps
+        self._limits: Limits = self.state.limits
+        self._overload: Overload = self.state.overload
+        self._proxies = Proxies(deps.settings.http)
         self._bytes_max = deps.settings.http.body_bytes_max
         self._depth_max = deps.settings.http.json_depth_max
         self._log_from = deps.settings.http.log_from
@@ -132,24 +142,53 @@ class Application(FastAPI):
         return sorted(self._plans)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
-        plan = None
-        if scope["type"] == "http":
-            if scope["method"] == "POST":
-                plan = self._plans.get(scope["path"])
-            elif scope["path"] == events.PATH:
-                events.prepare(scope, send)
-        if plan is None:
+        """Serve a request, unless there is too much of them."""
+        if self._proxies.any and scope["type"] != "lifespan":
+            self._proxies.resolve(scope)
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
         started_s = perf_counter()
+        method, path = scope["method"], scope["path"]
+        client = scope.get("client")
+        try:
+            self._overload.check(method, path)
+            if not is_cancel(method, path):
+                self._limits.check_open(client[0] if client else None)
+        except TBotError as error:
+            await self._refuse(error, scope, send, started_s)
+            return
+        if path == events.PATH:  # has no end
+            events.prepare(scope, send)
+            await super().__call__(scope, receive, send)
+            return
+        task = self._overload.begin()
+        try:
+            plan = self._plans.get(path) if method == "POST" else None
+            if plan is None:
+                await super().__call__(scope, receive, send)
+            else:
+                await self._serve_lean(plan, scope, receive, send, started_s)
+        except asyncio.CancelledError:
+            late = self._overload.overdue(method)
+            if late is None:
+                raise
+            await self._refuse(late, scope, send, started_s)
+        finally:
+            self._overload.end(task)
+
+    async def _serve_lean(
+        self, plan: _Plan, scope: Scope, receive: Receive, send: Send, started_s: float
+    ) -> None:
         messages: list[Message] = []
         try:
             arguments, request_id = await self._arguments(plan, scope, receive, messages)
+        except QuotaExceeded as error:
+            await self._refuse(error, scope, send, started_s, plan.route.path)
         except Exception:  # noqa: BLE001 - told by those who tell everything that is wrong
             await super().__call__(scope, _replay(messages, receive), send)
-            return
-        await self._answer(plan, arguments, request_id, started_s, scope, send)
+        else:
+            await self._answer(plan, arguments, request_id, started_s, scope, send)
 
     async def _arguments(
         self, plan: _Plan, scope: Scope, receive: Receive, messages: list[Message]
@@ -188,6 +227,7 @@ class Application(FastAPI):
         client = scope.get("client")
         address = client[0] if client else None
         principal = await authenticate(self._deps.auth, token, address)
+        await self._limits.charge(scope, plan.kind, address, principal)
         principal.require(*plan.scopes)
         body = await _body(receive, messages)
         content = parse_json(body, self._depth_max)
@@ -228,8 +268,13 @@ class Application(FastAPI):
                 response = await plan.call(**arguments)
             except Exception as error:  # noqa: BLE001 - every fault gets an answer
                 response = problem_response(error, scope, request_id)
+            except asyncio.CancelledError:
+                late = self._overload.overdue("POST")
+                if late is None:
+                    raise
+                response = problem_response(late, scope, request_id)
             status = response.status_code
-            headers = _with_ours(response.raw_headers, request_id)
+            headers = _with_ours([*response.raw_headers, *headers_of(scope)], request_id)
             if not _written(send, status, headers, bytes(response.body)):
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": response.body})
@@ -239,6 +284,29 @@ class Application(FastAPI):
             if status >= self._log_from:
                 log_request(scope, "POST", status, duration_s)
             structlog.contextvars.reset_contextvars(**tokens)
+
+    async def _refuse(
+        self,
+        error: Exception,
+        scope: Scope,
+        send: Send,
+        started_s: float,
+        route: str = "unmatched",
+    ) -> None:
+        """Answer a request that is not even looked at."""
+        request_id = _request_id(dict(scope["headers"]))
+        response = problem_response(error, scope, request_id)
+        status = response.status_code
+        headers = _with_ours(response.raw_headers, request_id)
+        if not _written(send, status, headers, bytes(response.body)):
+            body = b"" if scope["method"] == "HEAD" else response.body
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+        duration_s = perf_counter() - started_s
+        metrics.observe(scope["method"], route, status, duration_s)
+        if status >= self._log_from:
+            with structlog.contextvars.bound_contextvars(request_id=request_id):
+                log_request(scope, scope["method"], status, duration_s)
 
 
 def _with_ours(given: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:

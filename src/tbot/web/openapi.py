@@ -21,7 +21,15 @@ from tbot.core.settings import HttpSettings, Settings
 from tbot.web.problems import CATALOGUE, MEDIA_TYPE, TYPE_PREFIX, reason_status
 from tbot.web.routes import required_scopes
 
-_EVERY: Final = ("uri_too_long", "internal_error")
+_EVERY: Final = (
+    "uri_too_long",
+    "internal_error",
+    "request_timeout",
+    "headers_too_large",
+    "too_many_clients",
+    "quota_exceeded",
+    "overloaded",
+)
 _SECURED: Final = ("unauthenticated", "invalid_token", "unavailable")
 _WITH_BODY: Final = (
     "malformed_json",
@@ -49,6 +57,17 @@ _CHALLENGE: Final = {
 }
 _RETRY: Final = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+}
+_RATE_LIMITS: Final = {
+    "RateLimit-Policy": {
+        "description": "The rate limits that the request counts under: `q` requests in `w` "
+        "seconds.",
+        "schema": {"type": "string", "examples": ['"user";q=20000;w=10, "orders";q=5000;w=10']},
+    },
+    "RateLimit": {
+        "description": "What is left of them: `r` requests now, and more in `t` seconds.",
+        "schema": {"type": "string", "examples": ['"user";r=19990;t=1, "orders";r=4990;t=1']},
+    },
 }
 _REQUEST_ID: Final = {
     "description": "The request's id, also in our logs.",
@@ -85,6 +104,11 @@ _PROBLEM_SCHEMA: Final = {
                     "detail": {"type": "string"},
                 },
             },
+        },
+        "violated-policies": {
+            "type": "array",
+            "description": "Of `quota_exceeded`: the rate limits that are used up.",
+            "items": {"type": "string", "examples": ["orders"]},
         },
         "facts": {
             "type": "object",
@@ -194,7 +218,7 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
             known["description"] = ", ".join([named, *missing])
     keyed = "malformed_header" in codes
     for status, response in responses.items():
-        headers = {**response.get("headers", {}), "X-Request-Id": _REQUEST_ID}
+        headers = {**response.get("headers", {}), **_RATE_LIMITS, "X-Request-Id": _REQUEST_ID}
         if keyed and status.startswith("2"):
             headers["Idempotent-Replayed"] = _REPLAYED
         response["headers"] = headers

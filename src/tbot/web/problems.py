@@ -18,10 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from tbot.core import errors
+from tbot.core.ratelimit import limit_field, policy_field
 from tbot.core.refusals import Reason, Refused
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:tbot:problem:"
+QUOTA_TYPE: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+"""What generic clients know `quota_exceeded` by."""
 REALM: Final = "tbot"
 ERRORS_MAX: Final = 50
 """Most broken rules listed in one document: a request of nothing but mistakes is not amplified."""
@@ -122,6 +125,9 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     "keys_max": Kind(409, "Too many keys", "Revoke an API key first."),
     "factor_exists": Kind(409, "Second factor exists", "Remove it first."),
     "factor_not_begun": Kind(409, "No second factor", "Begin with `POST /v1/me/totp`."),
+    "request_timeout": Kind(
+        408, "Request timeout", "The request did not arrive in time. Send it again, in one go."
+    ),
     "body_too_large": Kind(
         413, "Body too large", "Send at most `http.body_bytes_max` bytes (see the settings)."
     ),
@@ -141,8 +147,18 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     "too_many_clients": Kind(
         429,
         "Too many connections",
-        "As many of the stream as a user or an address may have. Close one, or try again after "
-        "`Retry-After`.",
+        "As many as a user or an address may have. Close one, or try again after `Retry-After`.",
+    ),
+    "quota_exceeded": Kind(
+        429,
+        "Quota exceeded",
+        "Nothing was done. `violated-policies` names the rate limits that are used up "
+        "(`docs/rate-limits.md`). Try again after `Retry-After`.",
+    ),
+    "headers_too_large": Kind(
+        431,
+        "Headers too large",
+        "Send a request head of at most `overload.headers_bytes_max` bytes.",
     ),
     "too_many_attempts": Kind(
         429,
@@ -305,9 +321,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem("validation_failed", str(error))
         case errors.InvalidUser() | errors.UserExists() | errors.Conflict():
             return _of_users(error)
-        case errors.TooManyAttempts():
-            wait = _retry_after(error.retry_after_s)
-            return Problem("too_many_attempts", str(error), headers=wait)
+        case errors.TooManyAttempts() | errors.QuotaExceeded():
+            return _too_often(error)
         case errors.InvalidSignature():
             challenge = {"WWW-Authenticate": f'Signature realm="{REALM}"'}
             return Problem("invalid_signature", str(error), headers=challenge)
@@ -352,6 +367,22 @@ def _of_users(error: errors.InvalidUser | errors.UserExists | errors.Conflict) -
         case errors.UserExists():
             return Problem("user_exists", str(error))
     return Problem(error.code, str(error))
+
+
+def _too_often(error: errors.TooManyAttempts | errors.QuotaExceeded) -> Problem:
+    if isinstance(error, errors.TooManyAttempts):
+        wait = _retry_after(error.retry_after_s)
+        return Problem("too_many_attempts", str(error), headers=wait)
+    return Problem(
+        "quota_exceeded",
+        str(error),
+        extras={"type": QUOTA_TYPE, "violated-policies": error.policies},
+        headers={
+            "RateLimit-Policy": policy_field(error.standings),
+            "RateLimit": limit_field([one for one in error.standings if one.refused]),
+            "Retry-After": str(error.retry_after_s),
+        },
+    )
 
 
 def _retry_after(seconds: float) -> dict[str, str]:

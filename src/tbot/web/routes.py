@@ -1,7 +1,8 @@
 """The route class of every JSON route: who asks is known before the body is read.
 
 FastAPI reads and parses a body before it looks at a route's dependencies; here a stranger's body is
-never read, and a body is parsed strictly.
+never read, and a body is parsed strictly. This is also where a request is counted under the rate
+limits (`tbot.web.ratelimit`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from tbot.web.dependencies import check_principal, current_principal
+from tbot.web.dependencies import address_of, check_principal, current_principal
 from tbot.web.limits import check_media_type, parse_json
+from tbot.web.ratelimit import Kind, Limits, kind_of
 
 
 class StrictRequest(Request):
@@ -49,18 +51,29 @@ class StrictRoute(APIRoute):
         """The handler that FastAPI calls once the route is chosen."""
         handler = super().get_route_handler()
         scopes = required_scopes(self)
+        kind = kind_of(self)
         body = self.body_field
         form = body is not None and isinstance(body.field_info, params.Form)
         needed = body is not None and body.field_info.is_required()
 
         async def strict(request: Request) -> Response:
+            asked = Kind.EXPORTS if kind is Kind.READS and _wants_file(request.headers) else kind
             if scopes is not None:
-                await check_principal(request, scopes)
+                await check_principal(request, scopes, asked)
+            else:
+                limits: Limits = request.app.state.limits
+                await limits.charge(request.scope, asked, address_of(request.scope))
             if body is not None and (needed or _has_body(request.headers)):
                 check_media_type(request.headers, form)
             return await handler(StrictRequest(request.scope, request.receive))
 
         return strict
+
+
+def _wants_file(headers: Headers) -> bool:
+    """Whether a list is asked for as a file."""
+    accept = headers.get("accept", "")
+    return "csv" in accept or "ndjson" in accept
 
 
 def _has_body(headers: Headers) -> bool:

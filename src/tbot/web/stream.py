@@ -26,6 +26,7 @@ from tbot.auth.scopes import Scope
 from tbot.auth.sessions import TOPIC as SESSIONS_TOPIC
 from tbot.core.bus import Bus, wait_for_wake
 from tbot.core.cache_settings import CacheSettings
+from tbot.core.errors import QuotaExceeded
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
@@ -37,6 +38,7 @@ from tbot.market.channels import Market
 from tbot.market.hub import CLOSE_DRAIN, Hub
 from tbot.market.subscribers import Output
 from tbot.market.topics import CODECS, JSON, Codec
+from tbot.web.ratelimit import Kind, Limits
 from tbot.web.sockets import EXTENSION, AsgiOutput, StreamSocket, denial
 from tbot.web.stream_admission import Admission, Denial, codec_of, denied_total
 from tbot.web.stream_session import Session
@@ -99,6 +101,7 @@ class Streams:
         self._bus = bus
         self.admission = Admission(settings, lambda: len(hub.subscribers))
         self.orders: OrderEntry | None = None
+        self.limits: Limits | None = None
         """Takes orders; None while nobody does. The application sets it."""
         self._sessions: set[Session] = set()
 
@@ -153,6 +156,8 @@ class Streams:
             denied = Denial(
                 HTTPStatus.BAD_REQUEST, "bad_request", f"the subprotocol is {protocols}"
             )
+        if denied is None and self.limits is not None:
+            denied = await _too_often(self.limits, address)
         if denied is not None or codec is None:
             assert denied is not None
             await _deny(websocket, denied)
@@ -253,6 +258,16 @@ class Streams:
                 if pair not in allowed:
                     for session in readers[pair]:
                         session.end_account(pair[0])
+
+
+async def _too_often(limits: Limits, address: str) -> Denial | None:
+    """Count a newcomer under the rate limits; why they are not let in, if so."""
+    try:
+        await limits.take(Kind.STREAMS, address, None)
+    except QuotaExceeded as error:
+        why = HTTPStatus.TOO_MANY_REQUESTS
+        return Denial(why, "quota_exceeded", str(error), error.retry_after_s)
+    return None
 
 
 async def _deny(websocket: WebSocket, denied: Denial) -> None:

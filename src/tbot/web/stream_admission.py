@@ -39,6 +39,8 @@ class Denial(NamedTuple):
     status: HTTPStatus
     code: str
     why: str
+    retry_after_s: int = 0
+    """At least."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -48,7 +50,7 @@ class Denial(NamedTuple):
             HTTPStatus.TOO_MANY_REQUESTS,
         ):
             return {}
-        return {"Retry-After": str(random.randint(*RETRY_AFTER_S))}
+        return {"Retry-After": str(max(self.retry_after_s, random.randint(*RETRY_AFTER_S)))}
 
 
 class Admission:

@@ -25,7 +25,7 @@ from starlette.responses import Response
 
 from tbot.auth.principal import Peer, Principal
 from tbot.auth.scopes import Scope
-from tbot.core.errors import InvalidToken
+from tbot.core.errors import InvalidToken, QuotaExceeded
 from tbot.core.ids import random_hex
 from tbot.journal.commands import Actor
 from tbot.ledger.members import Access
@@ -40,6 +40,7 @@ from tbot.web.once import key_text, once_of, respond
 from tbot.web.orders import NewOrder, canceled, ended, order_request, placed
 from tbot.web.ownership import own_account, own_order
 from tbot.web.problems import Problem, invalid
+from tbot.web.ratelimit import Kind, Limits
 from tbot.web.stream_words import Meter, id_of, problem
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ _amount: Final = TypeAdapter(PositiveAmount).validator.validate_python
 type Do = Callable[[Any, Asked], Awaitable[Response]]
 """Does one thing as it was asked for."""
 
+_KINDS: Final = {"place": Kind.ORDERS, "amend": Kind.WRITES}
 _SCOPE: Final = {"method": "STREAM"}
 """What logs call the method of a request that is none."""
 
@@ -86,10 +88,12 @@ class OrderEntry:
 
     Args:
         deps: The parts that REST's routes are given.
+        limits: The rate limits that REST's requests count under, too.
     """
 
-    def __init__(self, deps: Deps) -> None:
+    def __init__(self, deps: Deps, limits: Limits) -> None:
         self.deps = deps
+        self.limits = limits
         self.in_flight = 0
         self.waits: set[asyncio.Task[Order]] = set()
         self.settling = False
@@ -227,6 +231,8 @@ class OrderLine:
             op, self._cancel_all
         )
         try:
+            if not await self._counted(message, len(items), principal):
+                return
             work = [
                 self._answered(op, do, item, principal, key, wait_s)
                 for item, key in zip(items, keys, strict=True)
@@ -237,6 +243,18 @@ class OrderLine:
             self._in_flight -= len(items)
             self._desk.begun(-len(items))
         self._answer(message, answers)
+
+    async def _counted(self, message: dict[str, Any], count: int, principal: Principal) -> bool:
+        """Count orders under the same limits as over HTTP; False when they are refused."""
+        kind = _KINDS.get(message["op"], Kind.CANCELS)
+        try:
+            await self._desk.limits.take(kind, self._session.address or None, principal, count)
+        except QuotaExceeded as error:
+            response = problem_response(error, _SCOPE, self._request_id())
+            _orders_total.labels(message["op"], str(response.status_code)).inc(count)
+            self._tell_problem(message, response)
+            return False
+        return True
 
     async def _check(self, principal: Principal) -> None:
         """What REST asks for with every request.

@@ -83,7 +83,17 @@ async def test_nothing_stays_behind(new_stack: Any, eventually: Any) -> None:
         await eventually(lambda: all(held(stack)[name] <= before[name] for name in before), 15)
 
 
+def bench(name: str, timeout_s: float, *arguments: str) -> None:
+    """Run a benchmark whose exit code says whether all was well."""
+    program = REPOSITORY / "bench" / f"bench_{name}.py"
+    subprocess.run([sys.executable, program, *arguments], check=True, timeout=timeout_s)
+
+
 @pytest.mark.long
 def test_half_an_hour_of_churn() -> None:
-    program = REPOSITORY / "bench" / "bench_soak.py"
-    subprocess.run([sys.executable, program, "--seconds", "1800"], check=True, timeout=2400)
+    bench("soak", 2400, "--seconds", "1800")
+
+
+@pytest.mark.long
+def test_a_hundred_clients_resume_after_each_kill() -> None:
+    bench("resume", 600, "--clients", "100", "--kills", "2", "--rate", "20")

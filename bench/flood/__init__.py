@@ -1,0 +1,1 @@
+"""What floods a server, for `bench_flood.py`."""
