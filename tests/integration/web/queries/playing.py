@@ -373,7 +373,7 @@ async def ask_streams(site: Any, account_id: UUID) -> None:
     """What private streams ask."""
     owner = await site.pool.fetchval("SELECT owner_id FROM accounts WHERE id = $1", account_id)
     principal = Principal(owner, owner, frozenset(), 0)
-    assert await ownership.may_listen(site.pool, principal, account_id)
+    assert await ownership.may_listen(site.streams.permissions, principal, account_id)
     async with site.pool.acquire() as connection:
         assert await members_store.still_members(connection, [(account_id, owner)])
     place, _ = await stream_account.read_snapshot(site.pool, account_id)
