@@ -21,10 +21,11 @@ FIELDS: Final = frozenset("""
     account address age_s asked at_byte bucket by cache candle check client client_id clients
     code command commands complete cut_bytes detail dropped duration_ms duty ended entries epoch
     error events evidence file first for_s found holder id index instruments interval key_id kid
-    known landed last_id late_s lease leaves limit method missing name offset_ms op open order orders
-    outcome path payment pid position reason records reference report request_id role route said
-    seq session session_id signal signs_in_s source span_id speed status symbol task through
-    timeout_s trace_id update_id url user_id venue venue_order_id version wanted webhook why
+    known landed last_id late_s lease leaves limit method missing name offset_ms op open order
+    orders outcome path payment pid position reason records reference report request_id role
+    route said seq session session_id signal signs_in_s source span_id speed status symbol task
+    through timeout_s trace_id update_id url user_id venue venue_order_id version wanted webhook
+    why
     """.split())  # noqa: SIM905 - read as text, it is a list that one can read
 """What an event may carry besides `event`, `level`, `logger`, `timestamp` and a traceback.
 

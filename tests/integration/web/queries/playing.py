@@ -44,6 +44,7 @@ from tbot.market import candle_store
 from tbot.market.candles import Candle, Interval
 from tbot.orders import store as orders_store
 from tbot.web import ownership, stream_account
+from tbot.web.checks import process_checks
 
 
 async def trade(site: Any, client: Any) -> dict[str, Any]:
@@ -222,6 +223,8 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
     await users.log_out(site.pool, "bob")
     async with site.pool.acquire() as connection:
         await ask_stores(connection, account_id)
+    ready = process_checks(site.pool, site.committer, None, None, lambda: True)
+    assert await ready["database"]() is None
     await save_assets(site.pool, {"USDT": 8})
     await ask_after_a_lost_commit(site)
     await look_for_unsettled(site)
