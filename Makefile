@@ -12,7 +12,7 @@ KILLS = 20
 SEEDS = 10000
 SEED = 1
 
-.PHONY: help run test check format bench chaos simulate nightly samples migration schema docs lock clean install dev
+.PHONY: help run test check audit format bench chaos simulate nightly samples migration schema docs lock clean install dev
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -39,6 +39,9 @@ format: dev ## rewrite the sources as `make check` wants them
 	@$(PYTHON) -m black --quiet src tests scripts bench examples
 	@$(PYTHON) -m ruff check --quiet --fix-only src tests scripts bench examples
 
+audit: dev ## known vulnerabilities of every locked dependency (asks the network), and bandit
+	@$(PYTHON) scripts/audit.py $(ARGS)
+
 samples: dev ## a minute of chaos and conformance
 	@scripts/samples
 
@@ -56,6 +59,7 @@ simulate: dev ## seeds of the simulated write path: make simulate SEEDS=10000 SE
 
 nightly: dev ## the long versions of everything
 	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) scripts/audit.py --offline-is-fine
 	@scripts/samples --long
 	@scripts/bench
 

@@ -68,8 +68,8 @@ def bind(settings: Settings) -> socket.socket:
 def address_of(listener: socket.socket) -> str:
     """The URL that a person or program on this machine reaches the API at."""
     host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+    if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared  # nosec B104
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104 # nosec B104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

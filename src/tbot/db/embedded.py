@@ -39,6 +39,7 @@ from tbot.db.placement import SOCKET_NAME, Runner, binaries_for, runner_for, soc
 from tbot.db.process import Process, bound_log, last_words, listener_pid
 
 _CONNECT_TIMEOUT_S: Final = 5.0
+_AUTHENTICATION: Final = "scram-sha-256"
 _POLL_INTERVAL_S: Final = 0.02
 _PROGRESS_AFTER_S: Final = 1.5
 _ORPHANS_TIMEOUT_S: Final = 60.0
@@ -254,7 +255,7 @@ class EmbeddedPostgres:
             "port": "5432",
             "unix_socket_directories": str(self._socket_dir),
             "unix_socket_permissions": "0700",
-            "password_encryption": "scram-sha-256",
+            "password_encryption": _AUTHENTICATION,
             "timezone": "UTC",
             "log_timezone": "UTC",
             "logging_collector": "off",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Header
+from fastapi import Header, Path
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -50,7 +50,7 @@ _BODY: Any = {
 async def take_callback(
     request: HttpRequest,
     parts: Parts,
-    provider: str,
+    provider: Annotated[str, Path(json_schema_extra={"maxLength": 64}, examples=["simulated"])],
     message_id: Annotated[str, Header(alias="webhook-id", max_length=256)] = "",
     timestamp: Annotated[str, Header(alias="webhook-timestamp", max_length=32)] = "",
     signature: Annotated[str, Header(alias="webhook-signature", max_length=1024)] = "",

@@ -327,7 +327,8 @@ def _deny(denied: Denial) -> Problem:
     responses={
         200: {
             "description": "Events, until either side ends it.",
-            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+            # No type: what follows is a sequence of events, which OpenAPI 3.1 cannot say.
+            "content": {MEDIA_TYPE: {"schema": {"description": "The stream's messages in JSON."}}},
         },
         **problems(
             "bad_request",

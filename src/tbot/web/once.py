@@ -24,7 +24,11 @@ from tbot.web.deps import Deps
 from tbot.web.problems import Problem, refused
 
 KEY_TEXT: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
-_KEY: Final = re.compile(r'"([\x21\x23-\x5b\x5d-\x7e]{1,128})"|([\x21\x23-\x5b\x5d-\x7e]{1,128})')
+_KEY: Final = re.compile(
+    # A string of structured fields (RFC 9651, section 3.3.3), or the same without its quotes.
+    r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\]){1,128})"|([\x21\x23-\x5b\x5d-\x7e]{1,128})'
+)
+_ESCAPED: Final = re.compile(r'\\(["\\])')
 _KEPT_HEADERS: Final = frozenset({b"content-type", b"location", b"etag"})
 canonical = msgspec.json.Encoder(order="sorted").encode
 
@@ -32,8 +36,8 @@ KeyHeader = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        max_length=130,
-        description="Any text of 1 to 128 visible characters, unique for what is asked: repeat "
+        max_length=258,
+        description="Any text of 1 to 128 printable characters, unique for what is asked: repeat "
         "the request under it after a timeout or a 5xx answer, and it is carried out once. The "
         "original answer is repeated with `Idempotent-Replayed: true`; other content answers "
         "`idempotency_key_reused`. Kept for `idempotency.keep_h` hours.",
@@ -43,21 +47,24 @@ KeyHeader = Annotated[
 
 
 def key_text(header: str | None) -> str | None:
-    """The key in the header: a string in quotes, as the draft has it, or bare.
+    r"""The key in the header: a string in quotes, as the draft has it, or bare.
 
     Raises:
         Problem: `malformed_header`.
 
     Example:
-        >>> key_text('"a-1"'), key_text("a-1"), key_text(None)
-        ('a-1', 'a-1', None)
+        >>> key_text('"a-1"'), key_text("a-1"), key_text(r'"a \"b\""'), key_text(None)
+        ('a-1', 'a-1', 'a "b"', None)
     """
     if header is None:
         return None
     found = _KEY.fullmatch(header.strip())
     if found is None:
-        raise Problem("malformed_header", "an Idempotency-Key has 1 to 128 visible characters")
-    return found[1] or found[2]
+        raise Problem(
+            "malformed_header",
+            "an Idempotency-Key has 1 to 128 printable ASCII characters, spaces only in quotes",
+        )
+    return _ESCAPED.sub(r"\1", found[1]) if found[1] is not None else found[2]
 
 
 def request_key(request: Request) -> str | None:

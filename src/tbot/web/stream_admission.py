@@ -24,6 +24,10 @@ from tbot.market.topics import CODECS, JSON, Codec
 
 RETRY_AFTER_S: Final = (1, 5)
 """From and to: they who were refused together shall not come back together."""
+TOKEN_PARAMETERS: Final = frozenset(
+    {"access_token", "api_key", "apikey", "auth", "authorization", "bearer", "jwt", "token"}
+)
+"""Where other servers take credentials in an address; none of ours does."""
 LAG_INTERVAL_S: Final = 0.25
 _LAG_WEIGHT: Final = 0.3
 """Of the newest measurement: a single long pause refuses nobody."""
@@ -85,7 +89,7 @@ class Admission:
 
     def denial(self, connection: HTTPConnection, address: str) -> Denial | None:
         """Why this connection is not let in, if so."""
-        if {"token", "access_token"} & set(connection.query_params):
+        if not TOKEN_PARAMETERS.isdisjoint(name.lower() for name in connection.query_params):
             return Denial(
                 HTTPStatus.BAD_REQUEST, "bad_request", "a token in an address ends up in logs"
             )

@@ -23,7 +23,8 @@ routes = router("tokens", "/v1/token")
 _PASSWORD_LENGTH_MAX = 4096
 """Of what is looked at at all; the real limit is a setting and answers as a wrong password does."""
 
-Secret = Annotated[str, StringConstraints(min_length=1, max_length=256), Field(strict=True)]
+# As long as any token of ours, so that one of another kind is told that it is no good here.
+Secret = Annotated[str, StringConstraints(min_length=1, max_length=2048), Field(strict=True)]
 Password = Annotated[
     str,
     StringConstraints(min_length=1, max_length=_PASSWORD_LENGTH_MAX),
@@ -66,13 +67,13 @@ class Tokens(Answer):
 class RefreshToken(Request):
     """A refresh token, to be exchanged or revoked."""
 
-    refresh_token: Secret
+    refresh_token: Annotated[Secret, Field(examples=["tbr_" + "A" * 43])]
 
 
 class SecondStep(Request):
     """What finishes a login that was answered `mfa_required`."""
 
-    mfa_token: Secret
+    mfa_token: Annotated[Secret, Field(examples=["tbm_" + "A" * 43])]
     code: Code
     mode: Mode = "body"
 

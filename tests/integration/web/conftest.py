@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -395,6 +397,15 @@ async def deliver(new_site: NewSite) -> AsyncIterator[Callable[..., Any]]:
             return duty
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def document() -> dict[str, Any]:
+    """The OpenAPI document, of an application with nothing behind it."""
+    nothing: Any = SimpleNamespace(orders=None)
+    app = build_app(Deps(Settings(), nothing, nothing, nothing, streams=nothing))
+    made: dict[str, Any] = json.loads(json.dumps(app.openapi()))
+    return made
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
