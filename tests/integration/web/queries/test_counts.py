@@ -43,6 +43,9 @@ ADMINISTRATORS = {
     "/v1/payments/approvals",
 }  # fmt: skip
 
+CACHED = {"auth/store.py:session_lives", "ledger/members_store.py:member_access"}
+"""What is asked again whenever a remembered answer's time is over, whatever is listed."""
+
 type Fill = Callable[[Any, Any, str], Awaitable[str]]
 """Makes more items than a page takes; answers the list's address. Told of an account that has
 traded."""
@@ -286,8 +289,8 @@ async def test_a_larger_page_costs_no_more_statements(recorder: Recorder, site: 
                 assert answer.status_code == 200, (path, answer.text)
                 page = answer.json()
                 assert len(page.get("items", page.get("entries"))) == size, path
-                counts.append(len(recorder.asking))
-            asked = [query.function for query in recorder.asking]
+                asked = [one.function for one in recorder.asking if one.function not in CACHED]
+                counts.append(len(asked))
             assert counts[1] == counts[2] > 0, (path, counts, asked)
 
 
