@@ -7,12 +7,14 @@ Every attack is a test named after its number in docs/security.md, as `test_a07_
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import itertools
 import json
+import logging
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ from uuid import UUID
 import httpx
 import pytest
 import pytest_asyncio
+import structlog
 import uvicorn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,6 +35,7 @@ from tbot.auth import flow, passwords, users
 from tbot.auth.flow import Grant, Peer
 from tbot.auth.scopes import Role
 from tbot.auth.store import user_by_name
+from tbot.core import log
 from tbot.core.settings import Settings
 from tbot.db.pool import transaction
 from tbot.web.server import server_options
@@ -49,6 +53,7 @@ SETTINGS: dict[str, Any] = {
         "stall_timeout_s": 0.5,
         "queue_bytes_max": 65_536,
         "admission_lag_ms_max": 1e6,
+        "drain_s": 0.1,
     },
 }
 _addresses = itertools.count(int(ipaddress.IPv4Address("127.10.0.1")))
@@ -238,3 +243,19 @@ async def strict(world: World) -> World:
 @pytest.fixture(name="problem")
 def _problem() -> Callable[..., dict[str, Any]]:
     return problem
+
+
+@pytest.fixture
+def log_lines() -> Iterator[Callable[[], list[str]]]:
+    """What the program logs from here on, at its most talkative: the lines as they are written."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    written, stderr = io.StringIO(), sys.stderr
+    sys.stderr = written
+    try:
+        log.configure("debug", "json")
+    finally:
+        sys.stderr = stderr
+    yield lambda: written.getvalue().splitlines()
+    structlog.reset_defaults()
+    root.handlers[:], root.level = before, level

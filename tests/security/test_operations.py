@@ -1,8 +1,10 @@
-"""Attacks 58–62: a lost cache, and floods that are counted."""
+"""Attacks 58–62: a lost cache, forged log lines, secrets in the wrong place, faults, and floods."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +21,12 @@ ORDER = {
     "type": "limit",
     "quantity": "0.1",
     "limit_price": "99",
+}
+CANARIES = {
+    "password": "canary password, not to be written",
+    "jwt": "eyJhbGciOiJFZDI1NTE5In0.eyJzdWIiOiJjYW5hcnkifQ.Q2FuYXJ5U2lnbmF0dXJl",
+    "api key": "tbk_CanaryCanaryCanaryCanaryCanaryCanaryCanary0",
+    "refresh token": "tbr_CanaryCanaryCanaryCanaryCanaryCanaryCanary0",
 }
 
 
@@ -52,6 +60,43 @@ async def test_a58_valkey_is_lost(
 
     await eventually(healed, interval_s=0.1)
     await valkey.stop()
+
+
+async def test_a59_line_breaks_and_escapes_in_a_user_name(
+    world: Any, problem: Any, log_lines: Callable[[], list[str]]
+) -> None:
+    forged = 'x\r\n{"event": "login", "user": "admin"}\n\x1b[31mred\x1b[0m\u2028\u202eevil\x00'
+    client = world.client()
+    problem(await world.log_in(client, forged), 401, "invalid_credentials")
+    client.headers["User-Agent"] = "agent"
+    await client.get("/nope", headers={"X-Request-Id": "a b", "User-Agent": "\x1b[31mred"})
+    await client.get("/v1/%0d%0a%1b[31m")
+    lines = log_lines()
+    assert lines
+    for line in lines:
+        assert isinstance(json.loads(line), dict), "each line is one event"
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202e]", line)
+    logins = [line for line in lines if json.loads(line)["event"] == "login"]
+    assert not logins, "what was sent is not an event of ours"
+
+
+async def test_a61_a_forced_fault_is_a_plain_500(
+    world: Any, problem: Any, monkeypatch: pytest.MonkeyPatch, log_lines: Callable[[], list[str]]
+) -> None:
+    person = await world.person()
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"secret detail {CANARIES['jwt']}")
+
+    routes = [one for one in world.site.app.routes if getattr(one, "path", "") == "/v1/me"]
+    monkeypatch.setattr(routes[0].dependant, "call", fail)
+    document = problem(await person.http.get("/v1/me"), 500, "internal_error")
+    assert set(document) == {"type", "title", "status", "detail", "code", "request_id"}
+    text = json.dumps(document)
+    assert not re.search(r"secret|Traceback|RuntimeError|\.py|File ", text)
+    (line,) = [line for line in log_lines() if json.loads(line)["event"] == "request_failed"]
+    assert json.loads(line)["request_id"] == document["request_id"]
+    assert CANARIES["jwt"] not in line
 
 
 async def test_a62_a_quota_that_is_used_up(world: Any) -> None:

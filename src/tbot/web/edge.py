@@ -38,7 +38,8 @@ from tbot.web.representation import Asked, Terms, streamed, whole
 
 _log = structlog.get_logger(__name__)
 
-REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+# A caller's own id is kept and logged, so it has to be one: no token of ours, and no one-time code.
+REQUEST_ID: Final = re.compile(rb"(?!eyJ|tb[a-z]_|whsec_|[0-9]{1,10}\Z)[A-Za-z0-9._-]{1,64}")
 _EVENTS: Final = b"text/event-stream"
 
 

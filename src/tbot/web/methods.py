@@ -17,10 +17,11 @@ def allowed_methods(routes: Sequence[BaseRoute], path: str) -> list[str]:
 
     Starlette itself names only the first route's.
     """
-    methods: set[str] = set()
-    for route in routes:
-        if isinstance(route, Route) and (path == "*" or route.path_regex.match(path)):
-            methods |= route.methods or set()
+    found = [route for route in routes if isinstance(route, Route)]
+    # A path that is written out is its own resource, although a template would match it, too.
+    at = [route for route in found if route.path == path]
+    at = at or [route for route in found if path == "*" or route.path_regex.match(path)]
+    methods: set[str] = set().union(*(route.methods or () for route in at))
     if "GET" in methods:
         methods.add("HEAD")
     return sorted(methods | {"OPTIONS"}) if methods else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -118,6 +119,9 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         406, "Not acceptable", "Ask in `Accept` for a media type that the detail names."
     ),
     "user_exists": Kind(409, "User exists", "Choose another user name."),
+    "last_administrator": Kind(
+        409, "Last administrator", "Make somebody else an administrator first."
+    ),
     "key_exists": Kind(409, "Key exists", "Choose another name for the key, or revoke that one."),
     "keys_max": Kind(409, "Too many keys", "Revoke an API key first."),
     "factor_exists": Kind(409, "Second factor exists", "Remove it first."),
@@ -479,10 +483,18 @@ def _validation(error: RequestValidationError) -> Problem:
     return Problem("validation_failed", f"{where}: {first['detail']}", errors=listed)
 
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_.:/~-]{1,40}")
+
+
 def _pointer(path: Sequence[Any]) -> str:
     # A step that begins with @ is the tag of a union's member (see `tbot.web.account_forms`).
-    steps = [str(step) for step in path if not str(step).startswith("@")]
+    steps = [_shown(str(step)) for step in path if not str(step).startswith("@")]
     return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
+
+
+def _shown(name: str) -> str:
+    """A member's name; not one that cannot be ours: it may be a secret in the wrong place."""
+    return name if _NAME.fullmatch(name) else "?"
 
 
 def _sentence(item: Mapping[str, Any]) -> str:

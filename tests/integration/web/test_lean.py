@@ -59,7 +59,7 @@ HEADERS: list[dict[str, str]] = [
     {"Authorization": "Bearer nonsense"},
     {"Authorization": "Basic YTpi"},
     {"Idempotency-Key": "a b"},
-    {"Idempotency-Key": "x" * 200},
+    {"Idempotency-Key": "x" * 300},
     {"Prefer": "wait=0"},
     {"X-Request-Id": "mine"},
     {"X-Request-Id": "not mine\t"},
