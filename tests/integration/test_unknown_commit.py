@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
@@ -12,7 +14,7 @@ import pytest
 
 from tbot.core.ids import new_id
 from tbot.core.settings import CommitterSettings
-from tbot.db.pool import connect_committer
+from tbot.db.pool import DATABASE_FAULTS, connect_committer
 from tbot.journal.batch import Batch, StateCache
 from tbot.journal.commands import SYSTEM
 from tbot.journal.queue import Pending
@@ -43,6 +45,30 @@ async def test_a_new_account_is_waited_for_though_it_has_no_row_to_lock(
     await old.execute(end)
     assert await asked is (end == "COMMIT")
     await old.close()
+    await new.close()
+
+
+async def test_a_statement_that_nobody_has_read_yet_is_never_carried_out(dsn: str) -> None:
+    old = await connect_committer(dsn, CommitterSettings())
+    new = await connect_committer(dsn, CommitterSettings())
+    session, pid = await old.fetchval("SELECT this_session()"), old.get_server_pid()
+    table = "INSERT INTO streams VALUES ($1, 0, '\\x00', now())"
+    await old.fetch("SELECT 1 FROM streams WHERE account_id = $1", new_id())
+    statement = await old.prepare(table)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        sent = asyncio.ensure_future(statement.fetch(new_id()))
+        await asyncio.sleep(0)
+        old.terminate()
+        with pytest.raises(DATABASE_FAULTS):
+            await sent
+        assert await new.fetchval("SELECT end_session($1, 50)", session) is False
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert await new.fetchval("SELECT end_session($1, 10000)", session) is True
+    assert await new.fetchval("SELECT count(*) FROM streams") == 0
+    assert await new.fetchval("SELECT end_session($1, 50)", session) is True, "it is over"
+    assert await new.fetchval("SELECT this_session()") != session
     await new.close()
 
 

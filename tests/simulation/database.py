@@ -161,6 +161,19 @@ class Backend:
             return one.word == "COMMIT"
         return self._transaction is None and isinstance(one, With | Calls)
 
+    async def end_other(self, name: str, patience_ms: int) -> bool:
+        server = self.server
+        until_s = server.loop.now_s + patience_ms / 1000
+        while True:
+            others = [one for one in server.backends if one.name == name]
+            for other in others:
+                other.strike(Failed("57P01", "terminating connection", fatal=True))
+            if not any(other.alive for other in others):
+                return True
+            if server.loop.now_s >= until_s:
+                return False
+            await asyncio.sleep(0.01)
+
     def try_advisory(self, key: tuple[Any, ...]) -> bool:
         holder = self.server.advisory.setdefault(key, self)
         return holder is self

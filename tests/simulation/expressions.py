@@ -68,6 +68,11 @@ class Rows:
 class Session(Protocol):
     """What functions need of the backend that runs them."""
 
+    name: str
+
+    async def end_other(self, name: str, patience_ms: int) -> bool:
+        """End another session, with some patience; whether it is over."""
+
     def try_advisory(self, key: tuple[int, ...]) -> bool:
         """Take a lock that lasts as long as the session, unless another session has it."""
 

@@ -94,7 +94,7 @@ _SELECT = re.compile(
     r"(?: ORDER BY (?P<order>[\w., ]+?))?(?: LIMIT (?P<limit>\S+))?"
     r"(?: FOR (?P<lock>NO KEY UPDATE|UPDATE|KEY SHARE|SHARE)(?: OF (?P<of>\w+))?)?"
 )
-_CALL = re.compile(r"(pg_\w+|certify)\((.*)\)(?: AS \w+)?")
+_CALL = re.compile(r"(pg_\w+|certify|\w+_session)\((.*)\)(?: AS \w+)?")
 
 
 @dataclass(slots=True)
@@ -187,6 +187,10 @@ class Call:
         answer: Any = None
         if self.name == "pg_try_advisory_lock":
             answer = running.session.try_advisory(values)
+        elif self.name == "this_session":
+            answer = running.session.name
+        elif self.name == "end_session":
+            answer = await running.session.end_other(*values)
         elif self.name == "certify":
             await _certify(running, *values)
         elif self.name != "pg_notify":

@@ -8,25 +8,23 @@ latest when that time is over.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import ipaddress
 import re
 import secrets
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from tbot.auth import store
 from tbot.auth.scopes import SCOPES_OF, Role, Scope, parse, text
 from tbot.auth.store import Connection
-from tbot.core.clock import boot_s
-from tbot.core.tasks import Tasks
+from tbot.core.cache import Cache, Form, Shared
 
 PREFIX: Final = "tbk_"
 ADDRESSES_MAX: Final = 32
@@ -190,7 +188,7 @@ async def revoke(connection: Connection, key_id: UUID, user_id: UUID) -> str | N
         user_id,
     )
     if name is not None:
-        await store.notify_ended(connection)
+        await store.notify_ended(connection, user_id)
     return name
 
 
@@ -199,7 +197,7 @@ async def revoke_all(connection: Connection, user_id: UUID) -> int:
     answer = await connection.execute(
         "UPDATE api_keys SET revoked_at = now() WHERE user_id = $1 AND revoked_at IS NULL", user_id
     )
-    await store.notify_ended(connection)
+    await store.notify_ended(connection, user_id)
     return int(answer.rpartition(" ")[2])
 
 
@@ -258,67 +256,80 @@ async def find(connection: Connection, digest: bytes) -> KeyFacts | None:
     )
 
 
+type _Told = tuple[UUID, UUID, str, str, list[str], int, list[tuple[str, bool]]]
+
+
+def _encode(facts: KeyFacts | None) -> bytes | None:
+    if facts is None:
+        return None
+    networks = [str(network) for network in facts.networks]
+    told: _Told = (
+        facts.id,
+        facts.user_id,
+        facts.name,
+        text(facts.scopes),
+        networks,
+        facts.expires_at_s,
+        list(facts.seen),
+    )
+    return msgspec.json.encode(told)
+
+
+def _decode(content: bytes) -> KeyFacts | None:
+    told: _Told = msgspec.json.decode(content, type=_Told.__value__)
+    key_id, user_id, name, scope, networks, expires_at_s, seen = told
+    return KeyFacts(
+        key_id,
+        user_id,
+        name,
+        parse(scope),
+        tuple(ipaddress.ip_network(one) for one in networks),
+        expires_at_s,
+        set(seen),
+    )
+
+
 class ApiKeys:
-    """A bounded cache in front of `find`; concurrent questions about one key share one query.
+    """A cache in front of `find`.
 
     Keys that are not good are remembered too, so a flood of one wrong key costs a query in
     `ttl_s`. A flood of different wrong ones costs a query each, and nothing is kept of them but
-    the youngest `size_max`.
+    the youngest `size_max`, in this process.
 
     Attributes:
         used: When and from where keys were used since that was last written down.
     """
 
-    def __init__(self, pool: store.Pool, ttl_s: float, size_max: int, tasks: Tasks) -> None:
+    def __init__(
+        self, pool: store.Pool, ttl_s: float, size_max: int, shared: Shared | None = None
+    ) -> None:
         self._pool = pool
-        self._ttl_s = ttl_s
         self._size_max = size_max
-        self._tasks = tasks
-        self._believed: OrderedDict[bytes, tuple[KeyFacts | None, float]] = OrderedDict()
-        self._asking: dict[bytes, asyncio.Task[KeyFacts | None]] = {}
-        self._generation = 0
+        self.cache: Cache[bytes, KeyFacts | None] = Cache(
+            "api_keys",
+            self._ask,
+            ttl_s=ttl_s,
+            size_max=size_max,
+            shared=shared,
+            form=Form(key=bytes.hex, encode=_encode, decode=_decode),
+            group=lambda _digest, facts: None if facts is None else facts.user_id,
+        )
         self.used: dict[UUID, tuple[float, str | None]] = {}
 
     async def find(self, key: str) -> KeyFacts | None:
         """What to check a request with this key against, as of at most `ttl_s` ago."""
         digest = hash_of(key)
-        if digest is None:
-            return None
-        believed = self._believed.get(digest)
-        if believed is not None and boot_s() < believed[1]:
-            return believed[0]
-        task = self._asking.get(digest)
-        if task is None:
-            task = self._tasks.start(self._ask(digest), name="api_key", awaited=True)
-            self._asking[digest] = task
-            task.add_done_callback(lambda done: self._answered(digest, done))
-        # Shielded: a client that goes away does not take the answer from the others.
-        return await asyncio.shield(task)
+        return None if digest is None else await self.cache.get(digest)
 
-    def forget(self) -> None:
-        """Believe nothing any more; questions under way are answered but not remembered."""
-        self._generation += 1
-        self._believed.clear()
-        self._asking.clear()
+    def forget(self, *user_ids: UUID) -> None:
+        """Believe nothing of these users' keys any more, or (none given) of anybody's."""
+        self.cache.forget(*user_ids)
 
     def note(self, facts: KeyFacts, now_s: float, address: str | None) -> None:
         """Remember that a key was used, to be written down later."""
         if facts.id in self.used or len(self.used) < self._size_max:
             self.used[facts.id] = (now_s, address)
 
-    def _answered(self, digest: bytes, task: asyncio.Task[Any]) -> None:
-        if self._asking.get(digest) is task:
-            del self._asking[digest]
-
     async def _ask(self, digest: bytes) -> KeyFacts | None:
-        generation = self._generation
-        # Believed from before the question, so that the bound holds for slow answers too.
-        until_s = boot_s() + self._ttl_s
         async with self._pool.acquire() as connection:
-            facts = await find(connection, digest)
-        if generation == self._generation:
-            self._believed[digest] = (facts, until_s)
-            self._believed.move_to_end(digest)
-            while len(self._believed) > self._size_max:
-                self._believed.popitem(last=False)
-        return facts
+            return await find(connection, digest)

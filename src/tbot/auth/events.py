@@ -32,6 +32,7 @@ KEY_CREATED: Final = "security.key_created"
 KEY_REVOKED: Final = "security.key_revoked"
 KEY_NEW_ADDRESS: Final = "security.key_new_address"
 KEY_REFUSED: Final = "security.key_refused"
+USER_CREATED: Final = "security.user_created"
 USER_CHANGED: Final = "security.user_changed"
 SHARING_CHANGED: Final = "security.sharing_changed"  # written by `tbot.ledger.members`
 

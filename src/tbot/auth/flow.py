@@ -15,9 +15,10 @@ import structlog
 from tbot.auth import api_keys, events, factors, session_store, store, throttle, tokens, totp
 from tbot.auth.api_keys import KeyFacts
 from tbot.auth.principal import NOWHERE, Grant, Peer, Principal
-from tbot.auth.scopes import Role, Scope, granted
+from tbot.auth.scopes import SCOPES_OF, Role, Scope, granted
 from tbot.auth.state import Auth, opened, sessions_ended
 from tbot.auth.users import is_username
+from tbot.core.cache import READS
 from tbot.core.errors import (
     InvalidCode,
     InvalidCredentials,
@@ -33,6 +34,8 @@ __all__ = ["NOWHERE", "Auth", "Grant", "Peer", "Principal", "authenticate", "log
 _log = structlog.get_logger(__name__)
 
 _TOUCHED_MAX: Final = 100_000
+_REMEMBERED: Final = READS.labels("tokens", "hit")
+_VERIFIED: Final = READS.labels("tokens", "asked")
 
 
 async def login(
@@ -268,7 +271,7 @@ async def refresh(auth: Auth, refresh_token: str, peer: Peer = NOWHERE) -> Grant
             await store.insert_refresh_token(connection, new_hash, session.id)
             await session_store.moved(connection, session.id, peer.address)
     if used:
-        sessions_ended(auth)
+        sessions_ended(auth, session.user_id)
         _log.warning(
             "refresh_reused", user_id=str(session.user_id), session_id=str(session.id), ended=reused
         )
@@ -293,8 +296,8 @@ async def revoke(auth: Auth, refresh_token: str, peer: Peer = NOWHERE) -> None:
         if session is not None and ended:
             actor = events.user(session.user_id, session.id, peer)
             await events.record(connection, session.user_id, events.LOGOUT, actor)
-    if ended:
-        sessions_ended(auth)
+    if session is not None and ended:
+        sessions_ended(auth, session.user_id)
         _log.info("logout", session_id=str(session_id))
 
 
@@ -324,9 +327,12 @@ async def authenticate(auth: Auth, token: str, address: str | None = None) -> Pr
             audience=auth.settings.audience,
             now_s=now_s,
         )
+        _VERIFIED.inc()
         auth.verified[token] = claims
         while len(auth.verified) > auth.settings.tokens_cached_max:
             auth.verified.popitem(last=False)
+    else:
+        _REMEMBERED.inc()
     if now_s >= claims.expires_at_s:
         auth.verified.pop(token, None)
         raise InvalidToken("the token has expired")
@@ -368,14 +374,15 @@ async def _new_address(auth: Auth, facts: KeyFacts, address: str | None, allowed
     facts.seen.add((where, allowed))
 
 
-async def living(auth: Auth, session_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the sessions and keys that live, in one query.
+async def living(auth: Auth, session_ids: Sequence[UUID]) -> dict[UUID, frozenset[Scope]]:
+    """Those of the sessions and keys that live, and what their users may do at most; one query.
 
     For connections that outlive their first check; to be asked every few seconds, for at most some
     hundreds at once.
     """
     async with auth.pool.acquire() as connection:
-        return await store.living_sessions(connection, session_ids)
+        found = await store.living_sessions(connection, session_ids)
+    return {session_id: SCOPES_OF[role] for session_id, role in found.items()}
 
 
 def _grant(

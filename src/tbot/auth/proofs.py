@@ -228,7 +228,7 @@ async def change_password(
         await events.record(connection, user.id, events.PASSWORD_CHANGED, actor, keys_revoked=keys)
         grant = await begin_session(auth, connection, user, session.scope, peer, "password")
         await session_store.carry_factor(connection, session.id, grant.session_id)
-    sessions_ended(auth)
+    sessions_ended(auth, user.id)
     _log.info("password_changed", user_id=str(user.id))
     return grant
 

@@ -49,7 +49,7 @@ async def end_session(auth: Auth, principal: Principal, peer: Peer, session_id: 
         told = str(session_id)
         actor = principal.actor(peer)
         await events.record(connection, user_id, events.SESSIONS_ENDED, actor, session=told)
-    sessions_ended(auth)
+    sessions_ended(auth, user_id)
 
 
 async def end_sessions(
@@ -71,7 +71,7 @@ async def end_sessions(
             ended = await store.end_sessions_of(connection, user_id, "logout_everywhere")
         actor = principal.actor(peer)
         await events.record(connection, user_id, events.SESSIONS_ENDED, actor, sessions=ended)
-    sessions_ended(auth)
+    sessions_ended(auth, user_id)
     return ended
 
 
@@ -181,4 +181,4 @@ async def revoke_key(
         told = str(key_id)
         actor = principal.actor(peer)
         await events.record(connection, owner_id, events.KEY_REVOKED, actor, key=name, key_id=told)
-    sessions_ended(auth)
+    sessions_ended(auth, owner_id)

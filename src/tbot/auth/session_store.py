@@ -106,7 +106,7 @@ async def end_own(connection: Connection, user_id: UUID, session_id: UUID, reaso
         user_id,
         reason,
     )
-    await notify_ended(connection)
+    await notify_ended(connection, user_id)
     return answer == "UPDATE 1"
 
 
@@ -119,7 +119,7 @@ async def end_others(connection: Connection, user_id: UUID, kept: UUID, reason: 
         kept,
         reason,
     )
-    await notify_ended(connection)
+    await notify_ended(connection, user_id)
     return int(answer.rpartition(" ")[2])
 
 

@@ -19,7 +19,8 @@ from tbot.auth.keys import Keys
 from tbot.auth.passwords import Passwords
 from tbot.auth.sessions import TOPIC, Sessions
 from tbot.auth.tokens import AccessClaims
-from tbot.core.bus import Bus, wait_for_wake
+from tbot.core.bus import Bus
+from tbot.core.cache import Shared
 from tbot.core.errors import TBotError
 from tbot.core.settings import AuthSettings
 from tbot.core.tasks import Tasks
@@ -60,26 +61,31 @@ async def opened(
     settings: AuthSettings,
     bus: Bus | None = None,
     clock: Callable[[], float] = time.time,
+    shared: Shared | None = None,
 ) -> AsyncIterator[Auth]:
     """Authentication that is ready: keys are read (or made), and kept up to date until the end.
 
     Args:
         pool: To a migrated database.
         bus: Tells of sessions that ended in other processes.
+        shared: What processes tell each other; None keeps to this one.
     """
     tasks = Tasks("auth")
     passwords = Passwords(settings)
     keys = Keys(pool, settings, clock)
-    sessions = Sessions(pool, settings.session_cache_s, settings.sessions_cached_max, tasks)
-    known = ApiKeys(pool, settings.session_cache_s, settings.keys_cached_max, tasks)
+    ttl_s = settings.session_cache_s
+    sessions = Sessions(pool, ttl_s, settings.sessions_cached_max, shared)
+    known = ApiKeys(pool, ttl_s, settings.keys_cached_max, shared)
     auth = Auth(pool, settings, passwords, keys, sessions, known, bus or Bus(), clock)
+    auth.bus.hear(TOPIC, lambda user_id: _forget(auth, user_id))
     try:
         await keys.load()
         tasks.start(_keep(auth), name="keep")
-        tasks.start(_forget_when_woken(auth), name="forget")
         yield auth
     finally:
         await tasks.stop()
+        await sessions.cache.stop()
+        await known.cache.stop()
         passwords.close()
 
 
@@ -112,16 +118,15 @@ async def touch(auth: Auth) -> None:
             await api_keys.touch(connection, keys_used)
 
 
-async def _forget_when_woken(auth: Auth) -> None:
-    with auth.bus.listening(TOPIC) as event:
-        while True:
-            if await wait_for_wake(event, timeout_s=60.0):
-                auth.sessions.forget()
-                auth.api_keys.forget()
+def _forget(auth: Auth, user_id: str | None) -> None:
+    whose = () if user_id is None else (UUID(user_id),)
+    auth.sessions.forget(*whose)
+    auth.api_keys.forget(*whose)
 
 
-def sessions_ended(auth: Auth) -> None:
-    """Forget which sessions and keys live, here and (through the bus) in other processes."""
-    auth.sessions.forget()
-    auth.api_keys.forget()
-    auth.bus.wake([TOPIC])
+def sessions_ended(auth: Auth, user_id: UUID) -> None:
+    """Forget which sessions and keys of a user live.
+
+    Here at once; the commit's own notification brings it to other processes.
+    """
+    auth.bus.wake([TOPIC, f"{TOPIC}:{user_id}"])

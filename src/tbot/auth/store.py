@@ -20,8 +20,10 @@ from tbot.core.ids import FIRST_ID
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 type Pool = asyncpg.Pool[Any]
 
-_NOTIFY_ENDED: Final = "SELECT pg_notify('tbot', 'sessions')"  # see `tbot.db.notify`
+# To the bus of every process (see `tbot.db.notify`): that a session ended, and whose.
+_NOTIFY_ENDED: Final = "SELECT pg_notify('tbot', 'sessions,sessions:' || $1::uuid)"
 _KEYS_LOCK: Final = 0x7462_6F74_0002  # advisory lock of whoever makes a signing key or a secret
+_ROLES_LOCK: Final = 0x7462_6F74_0005  # of whoever changes what a user is
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +119,22 @@ async def users_after(connection: Connection, after: UUID | None, limit: int) ->
     return [User.from_row(row) for row in rows]
 
 
-async def admin_exists(connection: Connection) -> bool:
-    """Whether there is an active administrator."""
+async def admin_exists(connection: Connection, besides: UUID | None = None) -> bool:
+    """Whether there is an active administrator, or one besides this user."""
     found: bool = await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM users WHERE role = 'admin' AND status = 'active')"
+        "SELECT EXISTS (SELECT FROM users WHERE role = 'admin' AND status = 'active'"
+        " AND ($1::uuid IS NULL OR id <> $1))",
+        besides,
     )
     return found
+
+
+async def lock_roles(connection: Connection) -> None:
+    """Wait until nobody else changes what users are, and keep others waiting until the end.
+
+    So of two administrators who take each other's role away, one remains.
+    """
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _ROLES_LOCK)
 
 
 async def set_password(connection: Connection, user_id: UUID, password_hash: str) -> None:
@@ -134,9 +146,16 @@ async def set_password(connection: Connection, user_id: UUID, password_hash: str
     )
 
 
-async def set_status(connection: Connection, user_id: UUID, status: str) -> None:
-    """Make a user `active` or `disabled`."""
-    await connection.execute("UPDATE users SET status = $2 WHERE id = $1", user_id, status)
+async def set_standing(connection: Connection, user_id: UUID, role: Role, status: str) -> User:
+    """Give a user a role, and make them `active` or `disabled`."""
+    row = await connection.fetchrow(
+        f"UPDATE users SET role = $2, status = $3 WHERE id = $1 RETURNING {_USER}",
+        user_id,
+        role.value,
+        status,
+    )
+    assert row is not None  # users are never deleted
+    return User.from_row(row)
 
 
 # Sessions and refresh tokens
@@ -252,20 +271,22 @@ async def use_refresh_token(connection: Connection, token_hash: bytes) -> None:
     )
 
 
-async def notify_ended(connection: Connection) -> None:
-    """Tell all processes, at COMMIT, to believe in no session or key any more."""
-    await connection.execute(_NOTIFY_ENDED)
+async def notify_ended(connection: Connection, user_id: UUID) -> None:
+    """Tell all processes, at COMMIT, to believe in no session or key of this user any more."""
+    await connection.execute(_NOTIFY_ENDED, user_id)
 
 
 async def end_session(connection: Connection, session_id: UUID, reason: str) -> bool:
     """End a session; False when it had ended before."""
-    answer = await connection.execute(
-        "UPDATE sessions SET ended_at = now(), end_reason = $2 WHERE id = $1 AND ended_at IS NULL",
+    user_id: UUID | None = await connection.fetchval(
+        "UPDATE sessions SET ended_at = now(), end_reason = $2"
+        " WHERE id = $1 AND ended_at IS NULL RETURNING user_id",
         session_id,
         reason,
     )
-    await connection.execute(_NOTIFY_ENDED)
-    return answer == "UPDATE 1"
+    if user_id is not None:
+        await notify_ended(connection, user_id)
+    return user_id is not None
 
 
 async def end_sessions_of(connection: Connection, user_id: UUID, reason: str) -> int:
@@ -276,7 +297,7 @@ async def end_sessions_of(connection: Connection, user_id: UUID, reason: str) ->
         user_id,
         reason,
     )
-    await connection.execute(_NOTIFY_ENDED)
+    await notify_ended(connection, user_id)
     return len(rows)
 
 
@@ -294,21 +315,21 @@ async def session_lives(connection: Connection, session_id: UUID, user_id: UUID)
     return bool(lives)
 
 
-async def living_sessions(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the sessions and API keys that are still good."""
+async def living_sessions(connection: Connection, session_ids: Sequence[UUID]) -> dict[UUID, Role]:
+    """Those of the sessions and API keys that are still good, with what their users are."""
     rows = await connection.fetch(
         """
-        SELECT s.id FROM sessions s JOIN users u ON u.id = s.user_id
+        SELECT s.id, u.role FROM sessions s JOIN users u ON u.id = s.user_id
         WHERE s.id = ANY($1::uuid[])
           AND s.ended_at IS NULL AND s.expires_at > now() AND u.status = 'active'
         UNION ALL
-        SELECT k.id FROM api_keys k JOIN users u ON u.id = k.user_id
+        SELECT k.id, u.role FROM api_keys k JOIN users u ON u.id = k.user_id
         WHERE k.id = ANY($1::uuid[])
           AND k.revoked_at IS NULL AND k.expires_at > now() AND u.status = 'active'
         """,
         session_ids,
     )
-    return {row["id"] for row in rows}
+    return {row["id"]: Role(row["role"]) for row in rows}
 
 
 async def sweep_sessions(connection: Connection, kept_s: int, limit: int = 1000) -> int:

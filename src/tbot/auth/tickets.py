@@ -63,9 +63,11 @@ async def issue(
     covered = principal.scopes
     if scope:
         covered = scopes.parse(scope)
-        unknown = [name for name in scope.split() if name not in principal.scopes]
-        if unknown or not covered:
-            raise InsufficientScope(unknown[0] if unknown else scope)
+        lacking = [name for name in scope.split() if name not in principal.scopes]
+        if lacking or not covered:
+            # What is no scope at all is not repeated: it may be anything, a secret too.
+            known = [name for name in lacking if name in set(scopes.Scope)]
+            raise InsufficientScope(known[0] if known else "unknown")
     text = PREFIX + secrets.token_urlsafe(32)
     async with auth.pool.acquire() as connection:
         await connection.execute(_SWEEP, _SWEPT_AT_ONCE)

@@ -1,4 +1,4 @@
-"""Adding users and changing their passwords."""
+"""Adding users, and changing what they are and their passwords."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tbot.auth import events, factors, store
 from tbot.auth.passwords import Passwords
 from tbot.auth.scopes import Role
 from tbot.auth.store import User
-from tbot.core.errors import InvalidUser, NotFound, UserExists
+from tbot.core.errors import Conflict, InvalidUser, NotFound, UserExists
 from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
 from tbot.db.pool import transaction
@@ -39,6 +39,7 @@ async def create_user(
     password: str,
     role: Role,
     once: None = None,
+    actor: Actor = _TASK,
 ) -> User: ...
 
 
@@ -50,6 +51,7 @@ async def create_user(
     password: str,
     role: Role,
     once: Once | None,
+    actor: Actor = _TASK,
 ) -> User | Refused | Kept: ...
 
 
@@ -60,6 +62,7 @@ async def create_user(
     password: str,
     role: Role,
     once: Once | None = None,
+    actor: Actor = _TASK,
 ) -> User | Refused | Kept:
     """Add a user.
 
@@ -88,6 +91,9 @@ async def create_user(
         user = await store.insert_user(connection, new_id(), username, password_hash, role)
         if once is not None and user is not None:
             await keep(connection, once, user)
+        if user is not None:
+            named = {"username": username, "role": role.value}
+            await events.record(connection, user.id, events.USER_CREATED, actor, **named)
     if user is None:
         raise UserExists(f"there is a user {username!r} already")
     _log.info("user_created", user_id=str(user.id), role=role.value)
@@ -152,36 +158,116 @@ async def set_password(
 
 
 async def set_active(pool: store.Pool, username: str, active: bool, actor: Actor = _TASK) -> UUID:
-    """Let a user in or keep them out; keeping out ends their sessions, and their keys rest.
+    """Let a user in or keep them out; see `change_user`.
 
     Raises:
         NotFound: No such user.
+        Conflict: They are the last administrator.
     """
-    status = "active" if active else "disabled"
-    async with transaction(pool) as connection:
-        user = await _named(connection, username)
-        await store.set_status(connection, user.id, status)
-        if not active:
-            await store.end_sessions_of(connection, user.id, "disabled")
-        await store.notify_ended(connection)
-        await events.record(connection, user.id, events.USER_CHANGED, actor, status=status)
-    _log.info("user_status_changed", user_id=str(user.id), active=active)
+    user = await user_named(pool, username)
+    await change_user(pool, user.id, actor, active=active)
     return user.id
 
 
 async def set_role(pool: store.Pool, username: str, role: Role, actor: Actor = _TASK) -> UUID:
-    """Give a user another role. Their sessions end, because tokens say what the old one allowed.
+    """Give a user another role; see `change_user`.
 
     Raises:
         NotFound: No such user.
+        Conflict: They are the last administrator.
+    """
+    user = await user_named(pool, username)
+    await change_user(pool, user.id, actor, role=role)
+    return user.id
+
+
+@overload
+async def change_user(
+    pool: store.Pool,
+    user_id: UUID,
+    actor: Actor,
+    role: Role | None = None,
+    active: bool | None = None,
+    once: None = None,
+) -> User: ...
+
+
+@overload
+async def change_user(
+    pool: store.Pool,
+    user_id: UUID,
+    actor: Actor,
+    role: Role | None,
+    active: bool | None,
+    once: Once | None,
+) -> User | Refused | Kept: ...
+
+
+async def change_user(
+    pool: store.Pool,
+    user_id: UUID,
+    actor: Actor,
+    role: Role | None = None,
+    active: bool | None = None,
+    once: Once | None = None,
+) -> User | Refused | Kept:
+    """Give a user another role, let them in, or keep them out; None leaves one as it is.
+
+    Whoever is kept out, or is something else now, is logged out everywhere, because tokens say what
+    the old role allowed. API keys stay: they rest while their user is kept out, and allow no more
+    than the role does. Other processes follow within `session_cache_s`.
+
+    Returns:
+        With a key (`once`) that was used before: the kept answer, or a refusal of other content.
+
+    Raises:
+        NotFound: No such user.
+        Conflict: They are the last administrator, and would not be one any more.
     """
     async with transaction(pool) as connection:
-        user = await _named(connection, username)
-        await connection.execute("UPDATE users SET role = $2 WHERE id = $1", user.id, role.value)
-        await store.end_sessions_of(connection, user.id, "role_changed")
-        await events.record(connection, user.id, events.USER_CHANGED, actor, role=role.value)
-    _log.info("user_role_changed", user_id=str(user.id), role=role.value)
-    return user.id
+        replay = None if once is None else await beside(connection, once)
+        if replay is not None:
+            return replay
+        await store.lock_roles(connection)
+        user = await store.user_by_id(connection, user_id)
+        if user is None:
+            raise NotFound("no such user")
+        wanted = role or user.role
+        status = user.status if active is None else "active" if active else "disabled"
+        if (wanted, status) != (user.role, user.status):
+            user = await _change(connection, user, wanted, status, actor)
+        if once is not None:
+            await keep(connection, once, user)
+    return user
+
+
+async def _change(
+    connection: store.Connection, user: User, role: Role, status: str, actor: Actor
+) -> User:
+    administers = user.role is Role.ADMIN and user.status == "active"
+    if (
+        administers
+        and (role is not Role.ADMIN or status != "active")
+        and not await store.admin_exists(connection, besides=user.id)
+    ):
+        raise Conflict("last_administrator", "nobody else could administer: make another first")
+    changed = await store.set_standing(connection, user.id, role, status)
+    if status != "active" or role is not user.role:
+        reason = "disabled" if status != "active" else "role_changed"
+        await store.end_sessions_of(connection, user.id, reason)
+        await factors.drop_challenges(connection, user.id)
+    await store.notify_ended(connection, user.id)
+    await events.record(
+        connection,
+        user.id,
+        events.USER_CHANGED,
+        actor,
+        role=role.value if role is not user.role else None,
+        role_before=user.role.value if role is not user.role else None,
+        status=status if status != user.status else None,
+    )
+    _log.info("user_changed", user_id=str(user.id), role=role.value, status=status)
+    return changed
 
 
 async def reset_factor(pool: store.Pool, username: str, actor: Actor = _TASK) -> bool:

@@ -73,6 +73,34 @@ def logout(username: Username) -> None:
     out.print(f"{run(work())} sessions ended")
 
 
+@users.command("events")
+def security_events(
+    username: Username,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most of them.")] = 50,
+) -> None:
+    """What happened to a user's login, keys, factors and standing, newest first."""
+    from tbot.auth import events
+    from tbot.auth.users import user_named
+
+    async def work() -> list[Any]:
+        async with database() as (pool, _):
+            user = await user_named(pool, username)
+            async with pool.acquire() as connection:
+                return list(await events.listed(connection, user.id, None, limit))
+
+    table = Table("number", "at", "what", "by", "from", "more", box=None)
+    for one in run(work()):
+        table.add_row(
+            str(one.seq),
+            one.at,
+            one.kind.removeprefix("security."),
+            one.by.get("name") or one.by.get("user") or one.by["kind"],
+            one.by.get("address", ""),
+            " ".join(f"{name}={value}" for name, value in one.data.items()),
+        )
+    out.print(table, markup=False)
+
+
 @users.command("reset-factor")
 def reset_factor(username: Username) -> None:
     """Take the second factor of somebody who lost it away; their sessions end."""

@@ -127,6 +127,23 @@ class TBotClient:
         """Who is logged in."""
         return await self._api.request(dict[str, Any], "GET", "/v1/me")
 
+    async def change_user(
+        self,
+        user_id: UUID | str,
+        *,
+        role: Literal["admin", "trader", "viewer", "auditor", "service"] | None = None,
+        status: Literal["active", "disabled"] | None = None,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Change what a user is, or whether they may come in; what is None stays.
+
+        For administrators. Whoever it is about is logged out everywhere.
+        """
+        given = {"role": role, "status": status}
+        body = {one: value for one, value in given.items() if value is not None}
+        path = f"/v1/users/{user_id}"
+        return await self._api.request(dict[str, Any], "PATCH", path, json=body, key=key)
+
     def accounts(self) -> AsyncIterator[Account]:
         """Your accounts, in the order of their ids."""
         return self._api.pages(Account, "/v1/accounts", {})

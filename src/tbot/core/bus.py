@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -22,24 +22,42 @@ class Bus:
     """In-process wake-ups. All calls belong to the event loop's thread.
 
     A listener owns one `asyncio.Event` for all its topics, so a million wake-ups before it runs
-    cost one flag: there is no queue that could grow.
+    cost one flag: there is no queue that could grow. Who has to know *what* changed, and at once,
+    hears instead: caches, which forget it.
     """
 
-    __slots__ = ("_events",)
+    __slots__ = ("_events", "_hearers")
 
     def __init__(self) -> None:
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._hearers: dict[str, list[Callable[[str | None], None]]] = {}
 
     def wake(self, topics: Iterable[str]) -> None:
-        """Set the event of every listener of any of the topics."""
+        """Set the event of every listener of any of the topics, and tell who hears."""
         for topic in topics:
             if topic == EVERYTHING:
                 for events in self._events.values():
                     for event in events:
                         event.set()
+                for hearers in self._hearers.values():
+                    for heard in hearers:
+                        heard(None)
                 return
             for event in self._events.get(topic, ()):
                 event.set()
+            kind, named, rest = topic.partition(":")
+            if named:
+                for heard in self._hearers.get(kind, ()):
+                    heard(rest)
+
+    def hear(self, kind: str, heard: Callable[[str | None], None]) -> None:
+        """Call `heard` from now on, within `wake`, for every topic `kind:what`.
+
+        Args:
+            heard: Is given `what`, or None when it may have been anything; has to be quick, and
+                must not raise.
+        """
+        self._hearers.setdefault(kind, []).append(heard)
 
     @contextmanager
     def listening(

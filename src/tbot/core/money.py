@@ -47,6 +47,7 @@ ZERO: Final = Decimal(0)
 ONE: Final = Decimal(1)
 
 _SHAPE: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
+_ALMOST: Final = re.compile(r"[0-9eE+., _-]{1,24}|-?(?i:nan|inf|infinity)", re.ASCII)
 
 
 def install() -> None:
@@ -93,7 +94,9 @@ def parse(value: str) -> Decimal:
     if len(value) > TEXT_LENGTH_MAX:
         raise InvalidAmount(f"longer than {TEXT_LENGTH_MAX} characters")
     if not _SHAPE.fullmatch(value):
-        raise InvalidAmount(f'{value!r} is not a plain decimal number such as "12.50"')
+        # What is no number at all may be something else, put here by mistake: not repeated.
+        shown = repr(value) if _ALMOST.fullmatch(value) else "this"
+        raise InvalidAmount(f'{shown} is not a plain decimal number such as "12.50"')
     number = Decimal(value)
     if len(value) > SCALE_MAX:  # anything shorter is within both bounds
         _, digits, exponent = number.as_tuple()

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tbot.core.cache_settings import CacheSettings
 from tbot.core.limit_settings import LimitSettings, Networks, OverloadSettings
 from tbot.core.money import MoneyText
 from tbot.core.payment_settings import (
@@ -524,3 +525,4 @@ class Settings(BaseSettings):
     simulated_provider: SimulatedProviderSettings = Field(default_factory=SimulatedProviderSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     valkey: ValkeySettings = Field(default_factory=ValkeySettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)

@@ -73,6 +73,11 @@ class Valkey:
         """Whether a question would be tried now."""
         return self._breaker.state is not BreakerState.OPEN
 
+    @property
+    def bound_s(self) -> float:
+        """The longest that a `call` takes."""
+        return 1.5 * self._settings.timeout_s
+
     def key(self, *parts: str) -> str:
         """The name of a key of this installation."""
         return self._settings.prefix + ":".join(parts)
@@ -82,7 +87,7 @@ class Valkey:
         return self._client.register_script(source)
 
     async def call[T](self, operation: Callable[[Redis], Awaitable[T]]) -> T:
-        """Ask something; bounded by one and a half `timeout_s`.
+        """Ask something; bounded by `bound_s`.
 
         Args:
             operation: Is given the client, and asks one question (a pipeline is one).

@@ -296,7 +296,7 @@ class _Epoch:
             if "accepted" in data:
                 if data["accepted"]["venue"] == self._parts.venue.name:
                     order = Order.from_data(data["accepted"], seq=entry.seq, at=entry.at)
-                    self._accepted(order)
+                    self._accepted(order, entry.by.get("request"))
                 continue
             tracked = self.orders.get(UUID(data["order"]))
             if tracked is not None and entry.seq > tracked.order.seq:
@@ -313,7 +313,7 @@ class _Epoch:
         if tracked is not None:
             self._react(tracked)
 
-    def _accepted(self, order: Order) -> None:
+    def _accepted(self, order: Order, request: str | None) -> None:
         """Take in an order that this process has accepted.
 
         What the load did not find was accepted after it, under our lease. What it did find may be
@@ -323,11 +323,12 @@ class _Epoch:
         tracked = self.orders.get(order.id)
         if tracked is not None and order.id > self._began:
             tracked.mine = True
-        self._take(order, mine=True)
+        self._take(order, mine=True, request=request)
 
-    def _take(self, order: Order, *, mine: bool) -> None:
+    def _take(self, order: Order, *, mine: bool, request: str | None = None) -> None:
         tracked = self.orders.add(order, mine=mine)
         if tracked is not None:
+            tracked.request = request or tracked.request
             self._react(tracked)
 
     def _react(self, tracked: Tracked) -> None:

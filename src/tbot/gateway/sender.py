@@ -8,6 +8,7 @@ ahead; all of that is checked once more by `may_send` in the very stretch that s
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -25,6 +26,7 @@ from tbot.core.errors import (
     VenueRefused,
 )
 from tbot.core.ids import new_id
+from tbot.core.log import heard
 from tbot.core.tasks import Tasks
 from tbot.gateway.reports import Reports, describe
 from tbot.gateway.tracked import Tracked
@@ -152,9 +154,11 @@ class Sender:
             await self._not_sent(tracked, error)
         except (VenueRefused, VenueRateLimited) as error:
             _placements_total.labels("refused").inc()
+            self._tell("order_sent", tracked, "refused", started_s)
             await self._reject(tracked, "venue_refused", describe(error))
         except VenueAmbiguous as error:
             _placements_total.labels("unknown").inc()
+            self._tell("order_sent", tracked, "unknown", started_s)
             await self._doubt(tracked, describe(error))
         except Exception as error:  # noqa: BLE001
             # A bug of ours. If the request may have left, its outcome is unknown like any other.
@@ -166,8 +170,24 @@ class Sender:
         else:
             _placements_total.labels("answered").inc()
             _answer_time.observe(boot_s() - started_s)
+            self._tell("order_sent", tracked, "answered", started_s)
             tracked.placing = False
             await self._reports.apply(report)
+
+    def _tell(self, event: str, tracked: Tracked, outcome: str, started_s: float) -> None:
+        """Log one call to the venue: what ties a request's events and journal entries to it."""
+        if not heard(logging.INFO):
+            return
+        fields = {} if tracked.request is None else {"request_id": tracked.request}
+        _log.info(
+            event,
+            venue=self._venue.name,
+            order=str(tracked.order.id),
+            client_id=tracked.client_id,
+            outcome=outcome,
+            duration_ms=round((boot_s() - started_s) * 1000, 3),
+            **fields,
+        )
 
     async def _not_sent(self, tracked: Tracked, error: VenueNotSent) -> None:
         """Nothing left this process: try again while there is time."""
@@ -227,6 +247,7 @@ class Sender:
     async def _cancel(self, tracked: Tracked) -> None:
         order = tracked.order
         tracked.cancels += 1
+        started_s = boot_s()
         try:
             instrument = self._instruments(order.symbol)
             if instrument is None:
@@ -235,6 +256,7 @@ class Sender:
                 report = await self._venue.cancel(order.venue_client_id, instrument, self._allowed)
             except VenueRefused as error:
                 _cancels_total.labels(error.code or "refused").inc()
+                self._tell("cancel_sent", tracked, "refused", started_s)
                 await self._cancel_refused(tracked, instrument, error)
             except (VenueNotSent, VenueRateLimited) as error:
                 _cancels_total.labels("delayed").inc()
@@ -246,6 +268,7 @@ class Sender:
                 await self._ask(order, instrument)
             else:
                 _cancels_total.labels("answered").inc()
+                self._tell("cancel_sent", tracked, "answered", started_s)
                 await self._reports.apply(report)
         finally:
             delay_s = min(_CANCEL_RETRY_S_MAX, _CANCEL_RETRY_S * 2 ** max(0, tracked.cancels - 1))

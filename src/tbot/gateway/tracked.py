@@ -34,11 +34,12 @@ class Tracked:
         cancel_after_s: No cancel before this instant.
         cancels: How many were tried without success.
         doubt: The questions about it, while its placement is in doubt.
+        request: Of whoever placed it, for logs; known where this process accepted the order.
     """
 
     __slots__ = (
         "attempted", "cancel_after_s", "canceling", "cancels", "client_id", "doubt", "mine",
-        "order", "placing", "send_by_s",
+        "order", "placing", "request", "send_by_s",
     )  # fmt: skip
 
     def __init__(self, order: Order, *, mine: bool) -> None:
@@ -51,6 +52,7 @@ class Tracked:
         self.cancel_after_s = 0.0
         self.cancels = 0
         self.doubt: Doubt | None = None
+        self.request: str | None = None
         self.send_by_s = boot_of(unstamp(order.send_by))
 
     @property

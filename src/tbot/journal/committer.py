@@ -102,6 +102,7 @@ class Committer:
         self._run_task: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._lane = 0
+        self._session = ""
         self._listeners: list[Listener] = []
         self._outages = 0
         self._running: list[Pending] = []
@@ -384,10 +385,12 @@ class Committer:
         try:
             with _bounded(connection, self._settings.transaction_timeout_s):
                 self._lane = await _free_lane(connection)
+                session = await connection.fetchval("SELECT this_session()")
         except BaseException:
             connection.terminate()
             raise
         self._connection = connection
+        self._session = session
         self.healthy = True
 
     def _discard(self) -> None:
@@ -426,7 +429,7 @@ class Committer:
 
     async def _recover(self, batch: Batch, error: Exception) -> list[list[Pending]]:
         """After a failed attempt: what is to be run again, in which groups."""
-        if batch.committing and batch.entries and not _is_refusal(error):
+        if batch.committing and batch.writing and not _is_refusal(error):
             return await self._resolve(batch)
         group = batch.pendings
         if _is_outage(error):
@@ -462,13 +465,19 @@ class Committer:
         _log.warning("commit_unknown", commands=len(batch.pendings))
         self._cache.drop(batch.account_ids)
         self._discard()
+        session = self._session
         until_s = clock.boot_s() + self._settings.resolve_timeout_s
         while clock.boot_s() < until_s:
             try:
                 await self._open()
                 assert self._connection is not None
-                with _bounded(self._connection, max(0.1, until_s - clock.boot_s())):
-                    landed = await batch.landed(self._connection)
+                rest_s = max(0.1, until_s - clock.boot_s())
+                with _bounded(self._connection, rest_s):
+                    # First of all: what is still unread in the old session's socket must never be
+                    # carried out, after we have found that it was not.
+                    await _end_session(self._connection, session, rest_s / 2)
+                    # Without entries only keys were written: asking again finds them.
+                    landed = bool(batch.entries) and await batch.landed(self._connection)
             except (*DATABASE_FAULTS, JournalUnavailable) as error:
                 self.healthy = False
                 self._discard()
@@ -523,6 +532,17 @@ def _bounded(connection: Connection, time_s_max: float) -> Iterator[None]:
 
 async def _send(connection: Connection, sql: str, parameters: Sequence[Any]) -> None:
     await connection.fetch(sql, *parameters)
+
+
+async def _end_session(connection: Connection, session: str, patience_s: float) -> None:
+    """Have a lost connection's session end.
+
+    Raises:
+        JournalUnavailable: It does not end.
+    """
+    sql = "SELECT end_session($1, $2)"
+    if not await connection.fetchval(sql, session, max(1, int(patience_s * 1000))):
+        raise JournalUnavailable("the session of the lost connection does not end")
 
 
 async def _free_lane(connection: Connection) -> int:

@@ -28,7 +28,7 @@ from tbot.journal.commands import (
 from tbot.ledger.entries import CLOSED, Ledger
 
 TOPIC: Final = "sharing"
-"""Bus topic that says: somebody's role on some account changed."""
+"""Bus topic that says: somebody's role changed. `sharing:<account>` says on which account."""
 _SHARED: Final = "account.shared"
 _UNSHARED: Final = "account.unshared"
 _EVENT: Final = "security.sharing_changed"
@@ -127,7 +127,7 @@ class ShareAccount:
         _, *users = self.accounts
         drafts = [Draft(self.account_id, kind, data)]
         drafts += [Draft(user_id, _EVENT, event) for user_id in users]
-        return Drafts(tuple(drafts), (TOPIC,))
+        return Drafts(tuple(drafts), (TOPIC, f"{TOPIC}:{self.account_id}"))
 
     def result(self, states: States) -> UUID:
         """The member."""

@@ -458,7 +458,7 @@ _INSTRUMENT_FIELDS: Final = tuple(Instrument.__slots__)
 
 
 async def save_instruments(connection: Connection, instruments: Sequence[Instrument]) -> None:
-    """Bring the copy of a venue's instruments up to date, and know their assets."""
+    """Bring the copy of a venue's instruments up to date, know their assets, and tell of it."""
     await connection.executemany(
         "INSERT INTO instruments ({}, updated_at) VALUES ({}, now())"
         " ON CONFLICT (venue, symbol) DO UPDATE SET {}, updated_at = now()".format(
@@ -476,6 +476,8 @@ async def save_instruments(connection: Connection, instruments: Sequence[Instrum
         " ON CONFLICT (code) DO UPDATE SET scale = greatest(assets.scale, excluded.scale)",
         sorted(scales.items()),
     )
+    for venue in sorted({i.venue for i in instruments}):
+        await connection.execute("SELECT pg_notify('tbot', 'instruments:' || $1::text)", venue)
 
 
 async def load_instruments(connection: Connection, venue: str) -> list[Instrument]:

@@ -30,7 +30,8 @@ from tbot.web.ratelimit import Kind, Limits, headers_of
 
 _log = structlog.get_logger(__name__)
 
-REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+# A caller's own id is kept and logged, so it has to be one: no token of ours, and no one-time code.
+REQUEST_ID: Final = re.compile(rb"(?!eyJ|tb[a-z]_|whsec_|[0-9]{1,10}\Z)[A-Za-z0-9._-]{1,64}")
 
 ALWAYS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"x-content-type-options", b"nosniff"),

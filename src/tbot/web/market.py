@@ -187,7 +187,15 @@ async def get_instrument(
 async def get_ticker(
     parts: Parts, _principal: MarketReader, symbol: Symbol, venue: VenueQuery = "paper"
 ) -> Response:
-    """Get last price, best prices and 24-hour figures."""
+    """Get last price, best prices and 24-hour figures.
+
+    A process that hears nothing of the market itself tells what another one heard lately.
+    """
+    feed = parts.feeds.get(venue)
+    if parts.tickers is not None and (feed is None or not feed.knows(symbol) or feed.stale(symbol)):
+        heard = await parts.tickers.get(venue, symbol)
+        if heard is not None:
+            return json_answer(heard)
     return json_answer(ticker_json(_feed(parts, venue, symbol), symbol))
 
 

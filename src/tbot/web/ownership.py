@@ -15,11 +15,10 @@ from uuid import UUID
 from tbot.auth.flow import Principal
 from tbot.auth.scopes import Scope
 from tbot.core.errors import InsufficientAccess, NotFound
-from tbot.journal.cursors import Pool
-from tbot.ledger import members_store
 from tbot.ledger import store as accounts_store
 from tbot.ledger.flow import AccountFacts
 from tbot.ledger.members import ROLE_FOR, Access
+from tbot.ledger.permissions import Permissions
 from tbot.ledger.transfers import TransferFacts
 from tbot.ledger.transfers_flow import facts_of
 from tbot.orders import flow
@@ -33,30 +32,30 @@ ACCOUNTS_MAX: Final = 1000
 
 
 async def access_to(
-    pool: Pool, principal: Principal, account_id: UUID, owner_id: UUID
+    permissions: Permissions, principal: Principal, account_id: UUID, owner_id: UUID
 ) -> Access | None:
     """What the asker may do with an account; None for nothing at all.
 
-    Costs its owner nothing; others, a query: so a role that was taken away is gone at once.
+    A role that was taken away is gone at once in this process, and within `cache.permissions_s` in
+    one that misses the news.
     """
     if owner_id == principal.user_id:
         return Access.OWN
-    async with pool.acquire() as connection:
-        access = await members_store.member_access(connection, account_id, principal.user_id)
+    access = await permissions.member_access(account_id, principal.user_id)
     if access is None and Scope.AUDIT_READ in principal.scopes:
         return Access.READ
     return access
 
 
-async def may_listen(pool: Pool, principal: Principal, account_id: UUID) -> bool:
+async def may_listen(permissions: Permissions, principal: Principal, account_id: UUID) -> bool:
     """Whether the asker may read the account's private stream."""
-    async with pool.acquire() as connection:
+    async with permissions.pool.acquire() as connection:
         owner_id = await connection.fetchval(
             "SELECT owner_id FROM accounts WHERE id = $1", account_id
         )
     if owner_id is None:
         return False
-    return await access_to(pool, principal, account_id, owner_id) is not None
+    return await access_to(permissions, principal, account_id, owner_id) is not None
 
 
 async def own_account(
@@ -80,7 +79,7 @@ async def own_account(
     facts = await deps.orders.accounts.facts(account_id)
     if facts.owner_id == principal.user_id or (admins_too and is_admin(principal)):
         return facts
-    access = await access_to(deps.pool, principal, account_id, facts.owner_id)
+    access = await access_to(deps.permissions, principal, account_id, facts.owner_id)
     if access is None:
         raise NotFound("no such account")
     if access < need:
@@ -126,7 +125,7 @@ async def own_transfer(
     found = []
     for account_id in (facts.source_id, facts.target_id):
         owner_id = (await accounts.facts(account_id)).owner_id
-        found.append(await access_to(deps.pool, principal, account_id, owner_id) or 0)
+        found.append(await access_to(deps.permissions, principal, account_id, owner_id) or 0)
     source, target = found
     sides = TransferSides(facts, source >= need, target >= need, is_admin(principal))
     if not (sides.source or sides.target or sides.admin):

@@ -119,6 +119,9 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         406, "Not acceptable", "Ask in `Accept` for a media type that the detail names."
     ),
     "user_exists": Kind(409, "User exists", "Choose another user name."),
+    "last_administrator": Kind(
+        409, "Last administrator", "Make somebody else an administrator first."
+    ),
     "key_exists": Kind(409, "Key exists", "Choose another name for the key, or revoke that one."),
     "keys_max": Kind(409, "Too many keys", "Revoke an API key first."),
     "factor_exists": Kind(409, "Second factor exists", "Remove it first."),

@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tbot.auth import events, proofs, self_service, session_store
+from tbot.auth.principal import Principal
 from tbot.auth.session_store import SessionRow
 from tbot.core import clock
 from tbot.web.answers import json_answer
@@ -23,6 +24,7 @@ from tbot.web.dependencies import (
     page_limit,
     peer_of,
 )
+from tbot.web.deps import Deps
 from tbot.web.fields import Answer, Id, Request, Timestamp
 from tbot.web.openapi import problems
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
@@ -217,18 +219,35 @@ async def list_security_events(
 
     These are entries of a hash-chained journal of your own, numbered from 1 without gaps.
     """
+    return await security_events_page(request, parts, principal, principal.user_id, limit, cursor)
+
+
+async def security_events_page(
+    request: HttpRequest,
+    parts: Deps,
+    principal: Principal,
+    user_id: UUID,
+    limit: int | None,
+    cursor: str | None,
+) -> Response:
+    """A page of a user's events, for whoever may read them.
+
+    Raises:
+        InvalidCursor: It was not issued to this reader for this user.
+    """
     size = page_limit(limit, parts)
     secret, reader = parts.auth.keys.cursor_secret, principal.user_id
+    about = {"user": str(user_id)}
     before = None
     if cursor is not None:
-        before = int(decode_cursor(secret, reader, "security-events", {}, cursor)[0])
+        before = int(decode_cursor(secret, reader, "security-events", about, cursor)[0])
     async with parts.pool.acquire() as connection:
-        found = await events.listed(connection, reader, before, size + 1)
+        found = await events.listed(connection, user_id, before, size + 1)
     headers = {}
     following = None
     if len(found) > size:
         position: list[str | int] = [found[size - 1].seq]
-        following = encode_cursor(secret, reader, "security-events", {}, position)
+        following = encode_cursor(secret, reader, "security-events", about, position)
         headers["Link"] = next_link(request, {}, size, following)
     items = [
         {"sequence": e.seq, "at": e.at, "kind": e.kind, "by": e.by, "data": e.data}

@@ -25,6 +25,7 @@ from tbot.auth.flow import Auth
 from tbot.auth.scopes import Scope
 from tbot.auth.sessions import TOPIC as SESSIONS_TOPIC
 from tbot.core.bus import Bus, wait_for_wake
+from tbot.core.cache_settings import CacheSettings
 from tbot.core.errors import QuotaExceeded
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
@@ -32,6 +33,7 @@ from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.cursors import Journal, Pool
 from tbot.ledger.members import TOPIC as SHARING_TOPIC
 from tbot.ledger.members_store import still_members
+from tbot.ledger.permissions import Permissions
 from tbot.market.channels import Market
 from tbot.market.hub import CLOSE_DRAIN, Hub
 from tbot.market.subscribers import Output
@@ -72,6 +74,7 @@ class Streams:
         auth: Checks tokens.
         pool: For ownership and snapshots.
         bus: Says when login sessions end.
+        permissions: Roles on shared accounts; None makes some of its own.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Streams:
         auth: Auth,
         pool: Pool,
         bus: Bus,
+        permissions: Permissions | None = None,
     ) -> None:
         self.settings = settings
         self.hub = hub
@@ -90,6 +94,7 @@ class Streams:
         self.journal = journal
         self.auth = auth
         self.pool = pool
+        self.permissions = permissions or Permissions(pool, bus, CacheSettings())
         self.tasks = Tasks("streams")
         self.epoch = secrets.token_hex(8)
         """Names this run of the server: market sequences mean nothing beyond it."""
@@ -219,17 +224,20 @@ class Streams:
 
     async def _check_sessions(self) -> None:
         """One round: a query for some hundreds of login sessions, however many connections."""
-        sessions: dict[UUID, list[Session]] = {}
+        sessions: dict[UUID, list[tuple[Session, frozenset[Scope]]]] = {}
         for session in self._sessions:
             if session.principal is not None:
-                sessions.setdefault(session.principal.session_id, []).append(session)
+                one = session, session.principal.scopes
+                sessions.setdefault(session.principal.session_id, []).append(one)
         known = list(sessions)
         for start in range(0, len(known), SESSIONS_PER_QUERY):
             asked = known[start : start + SESSIONS_PER_QUERY]
             living = await auth_flow.living(self.auth, asked)
             for session_id in asked:
-                if session_id not in living:
-                    for session in sessions[session_id]:
+                allowed = living.get(session_id)
+                for session, scopes in sessions[session_id]:
+                    # An API key outlives its user's role: what that allowed ends with it.
+                    if allowed is None or not scopes <= allowed:
                         session.end_session()
 
     async def _check_sharing(self) -> None:

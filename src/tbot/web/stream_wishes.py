@@ -120,7 +120,8 @@ class Wishes:
             return denial_of(Denied("bad_parameter", f"no such parameter: {unknown[0]:.40}")), None
         account_id = uuid_of(request.get("account_id"))
         pool, journal = self._streams.pool, self._streams.journal
-        if account_id is None or not await may_listen(pool, self._principal, account_id):
+        permissions = self._streams.permissions
+        if account_id is None or not await may_listen(permissions, self._principal, account_id):
             return denial_of(Denied("not_found", "no such account, or it is not yours")), None
         mine = self._private.values()
         if full and not any(one.account_id == account_id for one in mine):

@@ -10,17 +10,30 @@ from pydantic import Field, StringConstraints
 from starlette.requests import Request as HttpRequest
 
 from tbot.auth import scopes, store, users
+from tbot.auth.proofs import require_fresh
 from tbot.auth.scopes import Role
+from tbot.auth.self_service import may_manage
+from tbot.auth.state import sessions_ended
 from tbot.auth.store import User
 from tbot.core import clock
 from tbot.core.errors import NotFound
 from tbot.web.answers import json_answer
-from tbot.web.dependencies import Admin, AnyUser, PageCursor, PageLimit, Parts, page_limit
+from tbot.web.dependencies import (
+    Admin,
+    AnyUser,
+    PageCursor,
+    PageLimit,
+    Parts,
+    actor_of,
+    page_limit,
+)
 from tbot.web.fields import Answer, Id, Request, Timestamp, Username
 from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
+from tbot.web.problems import invalid
 from tbot.web.routes import router
+from tbot.web.sessions import SecurityEventPage, security_events_page
 
 routes = router("users")
 
@@ -55,6 +68,15 @@ class NewUser(Request):
         ),
     ]
     role: Role
+
+
+class UserChanges(Request):
+    """Changes of a user, as a merge patch (RFC 7396): what is left out stays as it is."""
+
+    role: Annotated[Role | None, Field(description="What they are from now on.")] = None
+    status: Annotated[
+        Literal["active", "disabled"] | None, Field(description="Whether they may come in.")
+    ] = None
 
 
 class UserPage(Answer):
@@ -100,7 +122,13 @@ async def create_user(
     """Add a user."""
     once = await keyed(request, parts, principal, principal.user_id, _created)
     outcome = await users.create_user(
-        parts.pool, parts.auth.passwords, body.username, body.password, body.role, once
+        parts.pool,
+        parts.auth.passwords,
+        body.username,
+        body.password,
+        body.role,
+        once,
+        actor_of(request, principal),
     )
     return respond(outcome, _created)
 
@@ -142,3 +170,63 @@ async def get_user(parts: Parts, _principal: Admin, user_id: Id) -> UserOut:
     if user is None:
         raise NotFound("no such user")
     return _out(user)
+
+
+@routes.patch(
+    "/users/{user_id}",
+    operation_id="change_user",
+    response_model=UserOut,
+    responses=problems(
+        "last_administrator", "step_up_required", "key_not_allowed", "outcome_unknown"
+    ),
+)
+async def change_user(
+    request: HttpRequest,
+    parts: Parts,
+    principal: Admin,
+    user_id: Id,
+    body: UserChanges,
+    _key: KeyHeader = None,
+) -> Response:
+    """Change a user's role, or let them in or keep them out.
+
+    Whoever is kept out, or is something else now, is logged out everywhere: tokens, live streams.
+    API keys stay and allow no more than the role does. The last administrator stays one. It needs a
+    fresh proof (`step_up_required`).
+    """
+    may_manage(parts.auth, principal)
+    await require_fresh(parts.auth, principal, keys=parts.settings.auth.keys_manage)
+    for name in ("role", "status"):
+        if name in body.model_fields_set and getattr(body, name) is None:
+            raise invalid("cannot be taken away", pointer=f"/{name}")
+    active = None if body.status is None else body.status == "active"
+    once = await keyed(request, parts, principal, principal.user_id, _changed)
+    actor = actor_of(request, principal)
+    outcome = await users.change_user(parts.pool, user_id, actor, body.role, active, once)
+    sessions_ended(parts.auth, user_id)
+    return respond(outcome, _changed)
+
+
+def _changed(user: User) -> Response:
+    return json_answer(_out(user).model_dump(mode="json"))
+
+
+@routes.get(
+    "/users/{user_id}/security-events",
+    operation_id="list_users_security_events",
+    response_model=SecurityEventPage,
+    responses=problems("invalid_cursor"),
+)
+async def list_users_security_events(
+    request: HttpRequest,
+    parts: Parts,
+    principal: Admin,
+    user_id: Id,
+    limit: PageLimit = None,
+    cursor: PageCursor = None,
+) -> Response:
+    """List what happened to a user's login, API keys, factors and standing, newest first."""
+    async with parts.pool.acquire() as connection:
+        if await store.user_by_id(connection, user_id) is None:
+            raise NotFound("no such user")
+    return await security_events_page(request, parts, principal, user_id, limit, cursor)

@@ -308,7 +308,7 @@ async def test_memory_is_bounded(new_auth: NewAuth) -> None:
         grant = await flow.login(auth, "ann", PASSWORD)
         await flow.authenticate(auth, grant.access_token)
     assert len(auth.verified) == 3
-    assert len(auth.sessions._believed) == 2
+    assert len(auth.sessions.cache) == 2
 
 
 async def test_nothing_that_opens_a_door_is_stored(auth: Auth) -> None:

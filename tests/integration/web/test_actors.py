@@ -30,7 +30,6 @@ BESIDE_THE_JOURNAL = {
     ("POST", "/v1/token/step-up"),
     ("POST", "/v1/token/refresh"),
     ("POST", "/v1/token/revoke"),
-    ("POST", "/v1/users"),
     ("POST", "/v1/webhooks"),
     ("PATCH", "/v1/webhooks/{webhook_id}"),
     ("DELETE", "/v1/webhooks/{webhook_id}"),
@@ -105,6 +104,9 @@ async def drive_identity(send: Traced, root: Traced, site: Any) -> None:
     for one, path in ((send, "/v1/api-keys"), (root, f"/v1/users/{robot}/api-keys")):
         made = await one("POST", path, {"name": "k", "scopes": ["account:read"]})
         await one("DELETE", f"{path}/{made['id']}")
+    body = {"username": "carl", "password": PASSWORD, "role": "viewer"}
+    await root("POST", "/v1/users", body)
+    await root("PATCH", f"/v1/users/{robot}", {"status": "disabled"})
     secret = base64.b32decode((await send("POST", "/v1/me/totp"))["secret"])
     code = totp.code_at(secret, int(time.time()) // 30)
     await send("POST", "/v1/me/totp/confirm", {"code": code})

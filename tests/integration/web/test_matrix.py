@@ -76,7 +76,8 @@ ONESELF = {
 ADMINISTRATION = {
     "GET /v1/ledger/counters", "GET /v1/payments/approvals",
     "POST /v1/payments/{payment_id}/approve", "POST /v1/payments/{payment_id}/reject",
-    "POST /v1/users", "GET /v1/users", "GET /v1/users/{user_id}",
+    "POST /v1/users", "GET /v1/users", "GET /v1/users/{user_id}", "PATCH /v1/users/{user_id}",
+    "GET /v1/users/{user_id}/security-events",
     "POST /v1/users/{user_id}/api-keys", "GET /v1/users/{user_id}/api-keys",
     "GET /v1/users/{user_id}/api-keys/{key_id}", "DELETE /v1/users/{user_id}/api-keys/{key_id}",
 }  # fmt: skip

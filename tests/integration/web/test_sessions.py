@@ -137,14 +137,15 @@ async def test_security_events_are_a_chain_of_their_own(site: Any, problem: Any)
             "login",
             "login_failed",
             "login_failed",
+            "user_created",
         ], "of three failures the third is not worth an entry"
-        assert items[-2]["data"]["failures"] == 2
-        assert items[-1]["by"]["kind"] == "stranger"
+        assert items[-3]["data"]["failures"] == 2
+        assert items[-2]["by"]["kind"] == "stranger"
         assert items[0]["by"]["address"] == "127.0.0.1"
         async with site.client("bob") as bob:
             user_id = items[0]["by"]["user"]
             problem(await bob.get(f"/v1/accounts/{user_id}/journal"), 404, "not_found")
-            assert await kinds(bob) == ["security.login"]
+            assert await kinds(bob) == ["security.login", "security.user_created"]
     verdict = await verify(_dsn(site), projections())
     assert verdict.sound, verdict.faults
 

@@ -109,11 +109,13 @@ def test_secrets_do_not_reach_a_log(capsys: pytest.CaptureFixture[str]) -> None:
             note=f"got {token}",
             **CANARIES,
         )
-        structlog.get_logger("t").info("evil\n\x1b[31mname", user="a\r\nb")
+        structlog.get_logger("t").info("evil\n\x1b[31mname", name="a\r\nb", surprise="x")
     finally:
         structlog.reset_defaults()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
+    assert "nested" in lines[0] and "abc" not in lines[0], "what is not listed is not written"
+    assert json.loads(lines[1])["surprise"] == "[unlisted]"
     for secret in (*CANARIES.values(), token, "hunter22"):
         assert f'"{secret}"' not in lines[0]
     assert "hunter22" not in lines[0]

@@ -190,7 +190,7 @@ def _varied(column: asyncpg.Record) -> str:
     if kind == "text" and unique and not column["is_numbered"]:
         return f"{name} || n"
     if kind == "bytea" and unique:
-        return f"sha256({name} || int8send(n))"
+        return f"substr(sha256({name} || int8send(n)), 1, length({name}))"
     return f"{name} - n % 100000 * interval '1 second'" if kind == "timestamptz" else name
 
 

@@ -44,6 +44,7 @@ from tbot.market import candle_store
 from tbot.market.candles import Candle, Interval
 from tbot.orders import store as orders_store
 from tbot.web import ownership, stream_account
+from tbot.web.checks import process_checks
 
 
 async def trade(site: Any, client: Any) -> dict[str, Any]:
@@ -200,6 +201,11 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
         await root.get("/v1/users?limit=1")
         await root.get("/v1/ledger/counters")
         await root.get(f"/v1/users/{account['id']}")
+        listed = (await root.get("/v1/users")).json()["items"]
+        admin = next(one["id"] for one in listed if one["role"] == "admin")
+        assert (await root.get(f"/v1/users/{admin}/security-events")).status_code == 200
+        last = await root.patch(f"/v1/users/{admin}", json={"role": "viewer"})
+        assert last.json()["code"] == "last_administrator"
         await root.post(
             "/v1/users",
             json={"username": "carl", "password": "correct horse battery staple", "role": "trader"},
@@ -217,6 +223,8 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
     await users.log_out(site.pool, "bob")
     async with site.pool.acquire() as connection:
         await ask_stores(connection, account_id)
+    ready = process_checks(site.pool, site.committer, None, None, lambda: True)
+    assert await ready["database"]() is None
     await save_assets(site.pool, {"USDT": 8})
     await ask_after_a_lost_commit(site)
     await look_for_unsettled(site)
@@ -368,7 +376,7 @@ async def ask_streams(site: Any, account_id: UUID) -> None:
     """What private streams ask."""
     owner = await site.pool.fetchval("SELECT owner_id FROM accounts WHERE id = $1", account_id)
     principal = Principal(owner, owner, frozenset(), 0)
-    assert await ownership.may_listen(site.pool, principal, account_id)
+    assert await ownership.may_listen(site.streams.permissions, principal, account_id)
     async with site.pool.acquire() as connection:
         assert await members_store.still_members(connection, [(account_id, owner)])
     place, _ = await stream_account.read_snapshot(site.pool, account_id)

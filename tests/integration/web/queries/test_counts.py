@@ -38,7 +38,13 @@ ITEMS = LARGE + 3
 WITHOUT_SQL = {"/v1/instruments/{symbol}/trades"}
 """Lists that are answered from memory."""
 
-ADMINISTRATORS = {"/v1/users", "/v1/ledger/counters", "/v1/payments/approvals"}
+ADMINISTRATORS = {
+    "/v1/users", "/v1/users/{user_id}/security-events", "/v1/ledger/counters",
+    "/v1/payments/approvals",
+}  # fmt: skip
+
+CACHED = {"auth/store.py:session_lives", "ledger/members_store.py:member_access"}
+"""What is asked again whenever a remembered answer's time is over, whatever is listed."""
 
 type Fill = Callable[[Any, Any, str], Awaitable[str]]
 """Makes more items than a page takes; answers the list's address. Told of an account that has
@@ -227,6 +233,11 @@ async def security_events(site: Any, client: Any, _: str) -> str:
     return "/v1/me/security-events"
 
 
+async def users_security_events(site: Any, client: Any, _: str) -> str:
+    await security_events(site, client, _)
+    return f"/v1/users/{(await client.get('/v1/me')).json()['id']}/security-events"
+
+
 CASES: dict[str, Fill] = {
     "/v1/instruments/{symbol}/candles": candles,
     "/v1/accounts": accounts,
@@ -241,6 +252,7 @@ CASES: dict[str, Fill] = {
     "/v1/sessions": sessions,
     "/v1/transfers": transfers,
     "/v1/users": all_users,
+    "/v1/users/{user_id}/security-events": users_security_events,
     "/v1/webhooks": all_webhooks,
     "/v1/webhooks/{webhook_id}/dead-letters": dead_letters,
     "/v1/webhooks/{webhook_id}/deliveries": deliveries,
@@ -277,8 +289,8 @@ async def test_a_larger_page_costs_no_more_statements(recorder: Recorder, site: 
                 assert answer.status_code == 200, (path, answer.text)
                 page = answer.json()
                 assert len(page.get("items", page.get("entries"))) == size, path
-                counts.append(len(recorder.asking))
-            asked = [query.function for query in recorder.asking]
+                asked = [one.function for one in recorder.asking if one.function not in CACHED]
+                counts.append(len(asked))
             assert counts[1] == counts[2] > 0, (path, counts, asked)
 
 
