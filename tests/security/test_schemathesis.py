@@ -19,7 +19,7 @@ import pytest
 from tbot.auth.scopes import Role
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-SELF_ENDING = ("end_sessions", "change_password", "revoke_tokens")
+SELF_ENDING = ("end_session", "end_sessions", "change_password", "revoke_tokens", "change_user")
 """Operations after which the session that asks is over: they are tried apart, last."""
 EVENTS = "follow_events"
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "429", "503"]
