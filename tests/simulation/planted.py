@@ -220,6 +220,10 @@ def _content_ignored(self: KeptAnswers, key: Any) -> Any:
 _certify = statements._certify
 
 
+async def _left_alone(connection: Any, session: str, patience_s: float) -> None:
+    """The old session may live on."""
+
+
 async def _never_refuted(running: Any, *assumed: Any) -> None:
     """Nothing is compared."""
 
@@ -294,13 +298,13 @@ PLANTED = (
     ),
     Planted(
         "resolved_without_lock",
-        "Whether a COMMIT took effect is read without waiting for the old backend.",
-        patches=((Batch, "landed", _landed_unlocked),),
+        "Whether a COMMIT took effect is read without ending or waiting for the old session.",
+        patches=((Batch, "landed", _landed_unlocked), (committer, "_end_session", _left_alone)),
     ),
     Planted(
         "opening_not_waited_for",
         "The same, only for accounts that the lost batch opens: they have no row to lock yet.",
-        patches=((Batch, "landed", _landed_unopened),),
+        patches=((Batch, "landed", _landed_unopened), (committer, "_end_session", _left_alone)),
     ),
     Planted(
         "cache_trusted",
