@@ -7,14 +7,12 @@ Every attack is a test named after its number in docs/security.md, as `test_a07_
 from __future__ import annotations
 
 import asyncio
-import io
 import ipaddress
 import itertools
 import json
-import logging
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +23,6 @@ from uuid import UUID
 import httpx
 import pytest
 import pytest_asyncio
-import structlog
 import uvicorn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,7 +32,6 @@ from tbot.auth import flow, passwords, users
 from tbot.auth.flow import Grant, Peer
 from tbot.auth.scopes import Role
 from tbot.auth.store import user_by_name
-from tbot.core import log
 from tbot.core.settings import Settings
 from tbot.db.pool import transaction
 from tbot.web.server import server_options
@@ -243,19 +239,3 @@ async def strict(world: World) -> World:
 @pytest.fixture(name="problem")
 def _problem() -> Callable[..., dict[str, Any]]:
     return problem
-
-
-@pytest.fixture
-def log_lines() -> Iterator[Callable[[], list[str]]]:
-    """What the program logs from here on, at its most talkative: the lines as they are written."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    written, stderr = io.StringIO(), sys.stderr
-    sys.stderr = written
-    try:
-        log.configure("debug", "json")
-    finally:
-        sys.stderr = stderr
-    yield lambda: written.getvalue().splitlines()
-    structlog.reset_defaults()
-    root.handlers[:], root.level = before, level

@@ -80,6 +80,40 @@ async def test_a59_line_breaks_and_escapes_in_a_user_name(
     assert not logins, "what was sent is not an event of ours"
 
 
+async def test_a60_canaries_are_in_no_log_error_or_metric(
+    world: Any, log_lines: Callable[[], list[str]]
+) -> None:
+    """In each field of a login, in headers, addresses and bodies. All routes: test_canary.py."""
+    client = world.client()
+    told: list[Any] = []
+    for secret in CANARIES.values():
+        for field in ("username", "password", "otp", "scope", "client_secret", "grant_type"):
+            form = {"username": "ann", "password": "x" * 20, field: secret}
+            told.append(await client.post("/v1/token", data=form))
+        for header in ("Authorization", "X-API-Key", "Cookie", "X-Request-Id", "User-Agent"):
+            value = f"Bearer {secret}" if header == "Authorization" else secret
+            told.append(await client.get("/v1/me", headers={header: value}))
+        query = {"cursor": secret, secret: "1"}
+        told += [
+            await client.get(path, params=query)
+            for path in (f"/v1/orders/{secret}", f"/{secret}", "/v1/orders")
+        ]
+        body = {"refresh_token": secret, "mfa_token": secret, "code": secret, secret: secret}
+        told += [
+            await client.post(path, json=body)
+            for path in ("/v1/token/refresh", "/v1/token/revoke", "/v1/token/mfa", "/v1/accounts")
+        ]
+    metrics = (await client.get("/metrics")).text
+    everything = "\n".join(
+        [*log_lines(), metrics, *(f"{one.headers} {one.text}" for one in told if one.is_error)]
+    )
+    assert len(log_lines()) >= len(told)
+    for name, secret in CANARIES.items():
+        assert secret not in everything, name
+        assert secret.replace(" ", "%20") not in everything, name
+        assert secret.replace(" ", "+") not in everything, name
+
+
 async def test_a61_a_forced_fault_is_a_plain_500(
     world: Any, problem: Any, monkeypatch: pytest.MonkeyPatch, log_lines: Callable[[], list[str]]
 ) -> None:

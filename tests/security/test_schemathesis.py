@@ -19,8 +19,9 @@ import pytest
 from tbot.auth.scopes import Role
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-SELF_ENDING = ("end_sessions", "change_password", "revoke_tokens")
+SELF_ENDING = ("end_session", "end_sessions", "change_password", "revoke_tokens", "change_user")
 """Operations after which the session that asks is over: they are tried apart, last."""
+EVENTS = "follow_events"
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "429", "503"]
 CI = {"phases": "examples,stateful", "examples": 2}
 NIGHTLY = {"phases": "examples,coverage,fuzzing,stateful", "examples": 40}
@@ -41,10 +42,14 @@ def rules(document: dict[str, Any], parameters: dict[str, Any]) -> str:
         for operation in methods.values():
             more = []
             told = operation["responses"].get("422", {}).get("description", "")
-            if set(told.partition(": ")[2].split(", ")) - {"", "`validation_failed`"}:
-                more.append("422")  # business rules refuse what the schema allows
+            rules = set(told.partition(": ")[2].split(", ")) - {"", "`validation_failed`"}
+            if rules or "requestBody" in operation:
+                # Business rules, and names that deceive: more than a schema can say.
+                more.append("422")
             if any(one["name"] == "cursor" for one in operation.get("parameters", ())):
                 more.append("400")  # well-formed, and not of ours
+            if operation["operationId"] == EVENTS:
+                more += ["400", "422"]  # wishes in a language of their own
             if more:
                 lines += [
                     "[[operations]]",

@@ -191,8 +191,6 @@ PreferHeader = Annotated[
     str | None,
     Header(
         alias="Prefer",
-        # Only told: a preference that is not understood is ignored, as RFC 7240 says.
-        json_schema_extra={"maxLength": 200},
         description="`wait=N` (RFC 7240): answer only once the order has left `pending_new` (a "
         "market order: has ended), after at most N seconds. `Preference-Applied` says how long we "
         "were ready to wait.",

@@ -37,6 +37,8 @@ KeyHeader = Annotated[
     Header(
         alias="Idempotency-Key",
         max_length=258,
+        # Only told, not checked here: what does not fit answers `malformed_header`.
+        json_schema_extra={"pattern": r'^("([ !#-\[\]-~]|\\["\\]){1,128}"|[!#-\[\]-~]{1,128})$'},
         description="Any text of 1 to 128 printable characters, unique for what is asked: repeat "
         "the request under it after a timeout or a 5xx answer, and it is carried out once. The "
         "original answer is repeated with `Idempotent-Replayed: true`; other content answers "

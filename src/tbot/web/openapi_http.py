@@ -42,14 +42,14 @@ _IF_NONE_MATCH: Final = {
     "in": "header",
     "required": False,
     "description": "Tags of what the caller has; `304` when one is of what would be sent.",
-    "schema": {"type": "string", "maxLength": 4096, "examples": ['"5f0c3e9a1b2d4c6e.41"']},
+    "schema": {"type": "string", "examples": ['"5f0c3e9a1b2d4c6e.41"']},
 }
 _PREFER: Final = {
     "name": "Prefer",
     "in": "header",
     "required": False,
     "description": "`return=minimal` (RFC 7240): the answer comes without its body.",
-    "schema": {"type": "string", "maxLength": 200, "examples": ["return=minimal"]},
+    "schema": {"type": "string", "examples": ["return=minimal"]},
 }
 _MINIMAL: Final = {"description": "Done, with `Prefer: return=minimal`.", "headers": {"ETag": _TAG}}
 

@@ -29,8 +29,6 @@ IfMatch = Annotated[
         description="The `ETag` of what is to be changed, so that nobody else's change is lost: "
         "`412` when it was changed since, `428` without. `*` is for whatever it is now.",
         examples=['"5f0c3e9a1b2d4c6e.41"'],
-        # Only told, not checked here: what is too long answers `malformed_header`.
-        json_schema_extra={"maxLength": _TAGS_CHARS_MAX},
     ),
 ]
 

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 from uuid import UUID
 
 import asyncpg
@@ -402,7 +402,7 @@ async def deliver(new_site: NewSite) -> AsyncIterator[Callable[..., Any]]:
 @pytest.fixture(scope="session")
 def document() -> dict[str, Any]:
     """The OpenAPI document, of an application with nothing behind it."""
-    nothing: Any = SimpleNamespace(orders=None)
+    nothing: Any = MagicMock()
     app = build_app(Deps(Settings(), nothing, nothing, nothing, streams=nothing))
     made: dict[str, Any] = json.loads(json.dumps(app.openapi()))
     return made

@@ -38,7 +38,7 @@ SAMPLES: dict[str, Any] = {
     "interval": "1m", "begin": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z",
     "at": "2026-11-02T00:00:00Z", "holds": False, "metadata": {"a": "b"}, "pending": True,
     "expires_in_s": 60, "transfers": [NEW, NEW], "key": "k-1", "dead": True, "state": None,
-    "kind": None, "quote_amount": None, "post_only": True, "scope": "market:read",
+    "kind": None, "quote_amount": None, "post_only": True, "scope": "market:read", "role": "trader", "change_user.status": "disabled",
 }  # fmt: skip
 BESIDE_HTTP = {"close", "events", "stream"}
 """Of the client itself: ends it, opens a stream of events, and a WebSocket."""
@@ -140,8 +140,9 @@ def arguments(function: Any, tmp_path: Path) -> dict[str, Any]:
         elif name == "format":
             given[name] = "ndjson"
         else:
-            assert name in SAMPLES, f"give {name} a sample in this test"
-            given[name] = SAMPLES[name]
+            method = f"{function.__name__}.{name}"
+            assert {name, method} & set(SAMPLES), f"give {name} a sample in this test"
+            given[name] = SAMPLES.get(method, SAMPLES.get(name))
     return given
 
 
