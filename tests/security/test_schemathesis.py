@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 SELF_ENDING = ("end_session", "end_sessions", "change_password", "revoke_tokens", "change_user")
 """Operations after which the session that asks is over: they are tried apart, last."""
 EVENTS = "follow_events"
-ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "429", "503"]
+ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "412", "428", "429", "503"]
 CI = {"phases": "examples,stateful", "examples": 2}
 NIGHTLY = {"phases": "examples,coverage,fuzzing,stateful", "examples": 40}
 
