@@ -48,10 +48,10 @@ _PREFER: Final = {
     "name": "Prefer",
     "in": "header",
     "required": False,
-    "description": "`return=minimal` (RFC 7240): the answer comes without its body.",
+    "description": "`return=minimal` (RFC 7240): the answer is `204`, without a body.",
     "schema": {"type": "string", "examples": ["return=minimal"]},
 }
-_MINIMAL: Final = {"description": "Done, with `Prefer: return=minimal`.", "headers": {"ETag": _TAG}}
+_MINIMAL: Final = "Done, with `Prefer: return=minimal`; with `Location` where it made something."
 
 
 def complete(route: APIRoute, operation: dict[str, Any]) -> None:
@@ -115,5 +115,7 @@ def _writes(
         parameters.append(_PREFER)
     else:
         known["description"] = f"{known['description']} {_PREFER['description']}"
-    if "ETag" in responses.get("200", {}).get("headers", ()) and "204" not in responses:
-        responses["204"] = _MINIMAL | {"headers": {"ETag": _TAG, "Preference-Applied": _APPLIED}}
+    kept = {name: one["headers"][name] for one in found for name in one["headers"]}
+    kept = {name: kept[name] for name in ("Location", "ETag") if name in kept}
+    headers = {**kept, "Preference-Applied": _APPLIED}
+    responses.setdefault("204", {"description": _MINIMAL, "headers": headers})

@@ -159,7 +159,7 @@ async def whole(asked: Asked, status: int, given: Fields, body: bytes) -> tuple[
             body = _pack(_unpack(body))
             given = _with(given, b"content-type", media)
         if not asked.reads and not secret and _wants_minimal(asked, fields):
-            return _minimal(asked, status, given)
+            return _minimal(asked, given)
     coded = False
     if media in COMPRESSIBLE and not secret and b"content-encoding" not in fields:
         accepted = asked.headers.get(b"accept-encoding", b"")
@@ -246,8 +246,8 @@ def _wants_minimal(asked: Asked, fields: dict[bytes, bytes]) -> bool:
     return b"location" in fields or b"etag" in fields
 
 
-def _minimal(asked: Asked, status: int, given: Fields) -> tuple[int, Fields, bytes]:
-    """The answer without its body (RFC 7240, 4.2); what was an OK is a No Content then."""
+def _minimal(asked: Asked, given: Fields) -> tuple[int, Fields, bytes]:
+    """The answer without its body (RFC 7240, 4.2): No Content, with `Location` where it was new."""
     applied = b"return=minimal"
     kept = []
     for name, value in given:
@@ -256,8 +256,4 @@ def _minimal(asked: Asked, status: int, given: Fields) -> tuple[int, Fields, byt
         elif name not in (b"content-type", b"content-length"):
             kept.append((name, value))
     kept.append((b"preference-applied", applied))
-    if status == 200:
-        status = 204
-    else:
-        kept.append((b"content-length", b"0"))
-    return status, [*kept, *asked.common(kept)], b""
+    return 204, [*kept, *asked.common(kept)], b""
