@@ -112,7 +112,8 @@ class Overload:
         """The current task is a request that is under way; for `end`."""
         task = asyncio.current_task()
         assert task is not None
-        self._running[task] = self.now_s
+        # Not `now_s`: nobody looks while there is no connection, and it would be of long ago.
+        self._running[task] = task.get_loop().time()
         return task
 
     def end(self, task: asyncio.Task[Any]) -> None:

@@ -107,7 +107,7 @@ async def share(two: Two, client: httpx.AsyncClient) -> tuple[str, str]:
     bob = await two.whole.pool.fetchval("SELECT id FROM users WHERE username = 'bob'")
     path = f"/v1/accounts/{made.json()['id']}"
     member = f"{path}/members/{bob}"
-    assert (await client.put(member, json={"role": "viewer"})).status_code == 200
+    assert (await client.put(member, json={"role": "viewer"})).is_success
     return path, member
 
 

@@ -255,7 +255,7 @@ async def show_who_one_is(site: Any, client: Any, account: dict[str, Any]) -> No
     bob = await site.pool.fetchval("SELECT id FROM users WHERE username = 'bob'")
     members = f"/v1/accounts/{account['id']}/members"
     for role in ("viewer", "trader"):
-        assert (await client.put(f"{members}/{bob}", json={"role": role})).status_code == 200
+        assert (await client.put(f"{members}/{bob}", json={"role": role})).is_success
     async with site.client("bob") as other:
         for path in (f"/v1/accounts/{account['id']}", "/v1/accounts?shared=true", members):
             assert (await other.get(path)).status_code == 200
