@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from typing import Any
@@ -125,6 +126,35 @@ async def test_a38_compressed_bodies_are_not_inflated(ann: Any, problem: Any) ->
     problem(answer, 415, "unsupported_media_type")
 
 
+async def test_a39_types_forms_and_methods(ann: Any, problem: Any) -> None:
+    body = json.dumps({"name": "a"})
+    for kind in (
+        "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
+        "application/json; charset=latin-1", "application/xml", "application/jsonp",
+    ):  # fmt: skip
+        headers = {"Content-Type": kind}
+        answer = await ann.http.post("/v1/accounts", content=body, headers=headers)
+        problem(answer, 415, "unsupported_media_type")
+    answer = await ann.http.post("/v1/accounts", content=body)
+    problem(answer, 415, "unsupported_media_type")
+    for accept in ("text/html", "image/png", "application/xml;q=0.9", "application/json;q=0"):
+        answer = await ann.http.get("/v1/accounts", headers={"Accept": accept})
+        problem(answer, 406, "not_acceptable")
+        headers = {"Accept": accept, "Content-Type": "application/json"}
+        answer = await ann.http.post("/v1/accounts", content=body, headers=headers)
+        problem(answer, 406, "not_acceptable")
+    assert (await ann.http.get("/v1/accounts")).json()["items"] == [], "before anything is done"
+    for method, path, allow in (
+        ("PUT", "/v1/orders", {"DELETE", "GET", "HEAD", "POST"}),
+        ("DELETE", "/v1/me", {"GET", "HEAD"}),
+        ("TRACE", "/v1/me", {"GET", "HEAD"}),
+        ("PROPFIND", "/v1/token", {"POST"}),
+    ):
+        answer = await ann.http.request(method, path)
+        problem(answer, 405, "method_not_allowed")
+        assert set(answer.headers["allow"].split(", ")) - {"OPTIONS"} == allow
+
+
 async def test_a40_paths_that_are_written_differently(world: Any, ann: Any) -> None:
     for path in (
         b"/v1/%2e%2e/v1/me", b"/v1/../v1/me", b"//v1/me", b"/v1//me", b"/v1/me%00", b"/v1/me/",
@@ -174,6 +204,25 @@ async def test_a42_pages_of_other_origins_read_nothing(world: Any, ann: Any) -> 
         asked = {"Origin": origin, "Access-Control-Request-Method": "DELETE"}
         answer = await ann.http.options("/v1/orders", headers=asked)
         assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_a42_listed_origins_and_no_others(world: Any) -> None:
+    listed = "https://desk.example"
+    server = await world.new_server(http={"cors_origins": [listed]})
+    person = await server.person()
+    for origin in (
+        listed, "https://desk.example.evil", "https://evil-desk.example", "http://desk.example",
+        "https://desk.example:444", "https://DESK.example", "null", "https://sub.desk.example",
+    ):  # fmt: skip
+        answer = await person.http.get("/v1/me", headers={"Origin": origin})
+        allowed = answer.headers.get("access-control-allow-origin")
+        assert allowed == (listed if origin == listed else None), origin
+        assert "Origin" in answer.headers["vary"]
+        assert "access-control-allow-credentials" not in answer.headers
+        asked = {"Origin": origin, "Access-Control-Request-Method": "DELETE"}
+        preflight = await person.http.options("/v1/orders", headers=asked)
+        assert ("access-control-allow-origin" in preflight.headers) == (origin == listed)
+        assert preflight.headers.get("access-control-allow-origin") != "*"
 
 
 async def test_a43_cookies_across_sites(world: Any, problem: Any) -> None:
@@ -242,3 +291,25 @@ async def test_a45_hosts_that_are_made_up(world: Any, ann: Any) -> None:
         assert "evil" not in str(answer.headers) + answer.text
         assert "gopher" not in str(answer.headers) + answer.text
     assert answer.status_code == 404
+
+
+async def test_a46_changes_without_and_with_a_stale_tag(world: Any, ann: Any, problem: Any) -> None:
+    account = await world.site.account(ann.http)
+    path = f"/v1/accounts/{account['id']}"
+    tag = (await ann.http.get(path)).headers["etag"]
+    change = {"name": "renamed"}
+    problem(await ann.http.patch(path, json=change), 428, "precondition_required")
+    for stale in ('"never"', f"W/{tag}", '""'):
+        answer = await ann.http.patch(path, json=change, headers={"If-Match": stale})
+        problem(answer, 412, "precondition_failed")
+    headers = {"If-Match": tag}
+    assert (await ann.http.patch(path, json=change, headers=headers)).status_code == 200
+    again = await ann.http.patch(path, json={"name": "lost"}, headers=headers)
+    problem(again, 412, "precondition_failed")
+    assert (await ann.http.get(path)).json()["name"] == "renamed"
+    # Of changes at once under one tag one wins.
+    tag = (await ann.http.get(path)).headers["etag"]
+    answers = await asyncio.gather(
+        *(ann.http.patch(path, json={"name": f"n{n}"}, headers={"If-Match": tag}) for n in range(8))
+    )
+    assert sorted(answer.status_code for answer in answers) == [200] + [412] * 7

@@ -23,6 +23,10 @@ SELF_ENDING = ("end_session", "end_sessions", "change_password", "revoke_tokens"
 """Operations after which the session that asks is over: they are tried apart, last."""
 EVENTS = "follow_events"
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "412", "428", "429", "503"]
+REFUSED = [
+    *("400", "401", "403", "404", "405", "406", "408", "409", "412", "413", "414", "415", "422"),
+    *("428", "429", "431", "5xx"),
+]
 CI = {"phases": "examples,stateful", "examples": 2}
 NIGHTLY = {"phases": "examples,coverage,fuzzing,stateful", "examples": 40}
 
@@ -35,6 +39,7 @@ def rules(document: dict[str, Any], parameters: dict[str, Any]) -> str:
         "max-stream-events = 3",
         f"parameters = {{ {', '.join(f'{json.dumps(k)} = {json.dumps(v)}' for k, v in parameters.items())} }}",
         f"checks.positive_data_acceptance.expected-statuses = {json.dumps(ACCEPTED)}",
+        f"checks.negative_data_rejection.expected-statuses = {json.dumps(REFUSED)}",
         # Documented as such: nobody sends orders here, and markets are quiet.
         'checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]',
     ]

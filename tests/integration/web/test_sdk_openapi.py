@@ -43,9 +43,10 @@ SAMPLES: dict[str, Any] = {
 BESIDE_HTTP = {"close", "events", "stream"}
 """Of the client itself: ends it, opens a stream of events, and a WebSocket."""
 NEEDLESS = {
-    ("Idempotency-Key", name) for name in ("change_webhook", "replay_webhook", "issue_ticket")
+    *(("Idempotency-Key", name) for name in ("change_webhook", "replay_webhook", "issue_ticket")),
+    ("If-Match", "change_user"),
 }
-"""Sent, and ignored: setting something twice is setting it once, and a spare ticket runs out."""
+"""Sent, and ignored: setting something twice is setting it once, a spare ticket runs out."""
 PARTS = ("", "candles", "statements", "transfers", "payments", "webhooks")
 
 
