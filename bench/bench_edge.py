@@ -52,7 +52,7 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
                 "lean": (edge, lambda: load(edge, LEAN, options.seconds)),
                 "our edge, FastAPI's route": (edge, lambda: load(edge, FASTAPI, options.seconds)),
             }
-            found = await compare(database.dsn("superuser"), runs, options.rounds)
+            found = await compare(database, runs, options.rounds)
     per_s = {name: middle(shots, lambda s: s.per_s) for name, shots in found.items()}
     return {
         "ratio_lean_over_stock": round(per_s["lean"] / per_s["stock"], 2),
