@@ -362,7 +362,6 @@ async def test_what_takes_too_long_is_ended_and_may_have_been_done(
             "limit_price": "99",
             "client_order_id": "slow",
         }
-        overload.look(100.0)
         lean = asyncio.create_task(
             ann.post("/v1/orders", json=order, headers={"Prefer": "wait=30"})
         )
@@ -372,10 +371,11 @@ async def test_what_takes_too_long_is_ended_and_may_have_been_done(
         await eventually(lambda: overload.under_way == 2)
         size = await site.journal_size()
         await eventually(lambda: site.journal_size())
-        overload.look(150.0)
+        now_s = asyncio.get_running_loop().time()
+        overload.look(now_s)
         assert not lean.done()
         with structlog.testing.capture_logs() as logs:
-            overload.look(161.0)
+            overload.look(now_s + 100)
             problem(await lean, 504, "outcome_unknown")
             problem(await stock, 504, "outcome_unknown")
         assert [log["event"] for log in logs].count("request_overdue") == 2
@@ -391,14 +391,13 @@ async def test_a_read_that_takes_too_long_is_unavailable(
     site: Any, problem: Any, eventually: Any
 ) -> None:
     overload = site.app.state.overload
-    overload.look(100.0)
     held: list[Any] = [await site.pool.acquire() for _ in range(8)]
     try:
         async with site.client() as stranger:
             stuck = asyncio.create_task(stranger.get("/health/ready"))
             site.checks["stuck"] = lambda: asyncio.Event().wait()
             await eventually(lambda: overload.under_way == 1)
-            overload.look(200.0)
+            overload.look(asyncio.get_running_loop().time() + 100)
             problem(await stuck, 503, "unavailable")
     finally:
         for connection in held:

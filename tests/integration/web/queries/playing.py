@@ -28,7 +28,7 @@ from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
 from tbot.core.settings import AuthSettings, StreamSettings
 from tbot.gateway import gateway
-from tbot.journal import once
+from tbot.journal import committer, once
 from tbot.journal.batch import Batch, Committed
 from tbot.journal.commands import SYSTEM
 from tbot.journal.cursors import Journal, Place
@@ -260,7 +260,7 @@ async def show_who_one_is(site: Any, client: Any, account: dict[str, Any]) -> No
         for path in (f"/v1/accounts/{account['id']}", "/v1/accounts?shared=true", members):
             assert (await other.get(path)).status_code == 200
         assert (await other.delete(f"{members}/{bob}")).status_code == 204
-    assert (await client.put(f"{members}/{bob}", json={"role": "owner"})).status_code == 200
+    assert (await client.put(f"{members}/{bob}", json={"role": "owner"})).is_success
     async with site.client() as program:
         program.headers["X-API-Key"] = made[0].json()["key"]
         assert (await program.get("/v1/me")).status_code == 200
@@ -360,6 +360,7 @@ async def ask_after_a_lost_commit(site: Any) -> None:
     batch = Batch([])
     batch.entries += durable[-1:]
     async with site.pool.acquire() as connection:
+        await committer._end_session(connection, "0 0", 0.1)
         assert await batch.landed(connection)
 
 
