@@ -75,6 +75,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
+    @property
+    def closed(self) -> bool:
+        """Whether the server has let go of it."""
+        return self._transport is None or self._transport.is_closing()
+
     def data_received(self, data: bytes) -> None:
         self._received += data
         end = self._received.find(b"\r\n\r\n")
@@ -131,8 +136,10 @@ class Wire:
 
     async def take(self) -> Connection:
         """A connection that nobody uses."""
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:  # the server closes what was idle for long
+                return connection
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(Connection, "127.0.0.1", self._port)
         return connection
@@ -309,6 +316,7 @@ async def run(seconds: float, per_min: float, clients: int) -> dict[str, Any]:
         "TBOT_PAYMENTS__ASK_AFTER_S": "30",
         "TBOT_COMMITTER__TRANSACTION_TIMEOUT_S": "10",
         "TBOT_DATABASE__STATEMENT_TIMEOUT_S": "10",
+        "TBOT_AUTH__STEP_UP_S": "3600",
     }
     async with world.running(settings) as here:
         url = here.urls[0]

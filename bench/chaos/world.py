@@ -42,6 +42,11 @@ SETTINGS = {
     "TBOT_EXCHANGE__EXECUTIONS_KEPT": "5000000",
     "TBOT_EXCHANGE__ORDERS_10S_MAX": "1000000",
     "TBOT_EXCHANGE__WEIGHT_1M_MAX": "10000000",
+    # Quotas would bound the load before anything else does.
+    **{
+        f"TBOT_LIMITS__{policy}": "100000000/1s"
+        for policy in ("ADDRESS", "USER", "KEY", "READS", "WRITES", "ORDERS", "CANCELS")
+    },
 }
 
 
