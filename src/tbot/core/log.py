@@ -17,6 +17,8 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from tbot.core import trace
+
 FIELDS: Final = frozenset("""
     account address age_s asked at_byte bucket by cache candle check client client_id clients
     code command commands complete cut_bytes detail dropped duration_ms duty ended entries epoch
@@ -137,7 +139,7 @@ def configure(level: str = "info", form: Literal["auto", "json", "text"] = "auto
     global _least  # noqa: PLW0603 - logging is the process's
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        trace.merged,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -1,15 +1,17 @@
 """W3C trace context: which trace the request at hand belongs to, and what calls it causes are told.
 
-Entry points: `read`, `begun`, `outgoing`. We record no spans: a trace's ids are in our logs, in the
+Entry points: `read`, `begun`, `outgoing`; `naming` and `merged` for the logs. We record no spans: a trace's ids are in our logs, in the
 journal as the request's id, and in what we send on, so that those who do record find us in between.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from tbot.core.ids import random_hex
 
@@ -53,6 +55,7 @@ class Trace:
 
 
 _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
+_names: ContextVar[Mapping[str, str]] = ContextVar("names", default=MappingProxyType({}))
 
 
 def read(parent: str, states: list[str]) -> Trace | None:
@@ -99,3 +102,21 @@ def outgoing() -> dict[str, str]:
         return {}
     state = {"tracestate": trace.state} if trace.state else {}
     return {"traceparent": trace.parent, **state}
+
+
+def naming(names: Mapping[str, str]) -> None:
+    """Say what every log event of the task at hand, and of those it starts, is to carry.
+
+    Args:
+        names: Fields and their values, instead of those before; empty for none.
+    """
+    _names.set(names)
+
+
+def merged(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """A processor of structlog that adds what `naming` was told; what the event says itself stays."""
+    for name, value in _names.get().items():
+        event.setdefault(name, value)
+    return event

@@ -33,11 +33,13 @@ class AheadBatch(Batch):
     Attributes:
         switches: By name, in the database's order, as they are assumed to be.
         heads: By account, the sequence and hash that its stream is assumed to have.
+        prepared: Its statement and parameters, once they are made: then nothing more joins.
     """
 
     switches: dict[str, Switch] = field(default_factory=dict)
     heads: dict[UUID, tuple[int, bytes]] = field(default_factory=dict)
     context: Context | None = None
+    prepared: tuple[str, list[Any]] | None = None
 
     def join(self, pending: Pending, projections: Sequence[Projection], cache: StateCache) -> bool:
         """Decide one more command, if everything that it needs is in memory.
@@ -74,11 +76,17 @@ class AheadBatch(Batch):
     def statement(self, projections: Sequence[Projection], lane: int) -> tuple[str, list[Any]]:
         """What confirms all that was assumed and writes everything, and commits by itself.
 
-        To be called before anything else is decided on these states.
+        Made once, as soon as nothing more joins, and before anything else is decided on these
+        states.
 
         Returns:
             SQL and parameters. When the database refuses them, nothing was written.
         """
+        if self.prepared is None:
+            self.prepared = self._statement(projections, lane)
+        return self.prepared
+
+    def _statement(self, projections: Sequence[Projection], lane: int) -> tuple[str, list[Any]]:
         ids = sorted(self.heads)
         switches = self.switches.values()
         sql, parameters = compose(self.writes(projections, lane), certified=True)

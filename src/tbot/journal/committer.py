@@ -107,6 +107,7 @@ class Committer:
         self._outages = 0
         self._running: list[Pending] = []
         self._next: AheadBatch | None = None
+        self._writing = False
         self._switches: dict[str, Switch] | None = None
         self._careful = 0
         self.healthy = False
@@ -212,7 +213,7 @@ class Committer:
     def _join(self, pending: Pending) -> bool:
         """Decide a command ahead, as one of the next batch; False if it has to wait its turn."""
         batch = self._next
-        if batch is None or len(batch.pendings) >= self._settings.batch_max or self._queue.closed:
+        if batch is None or batch.prepared is not None or self._queue.closed:
             return False
         try:
             joined = batch.join(pending, self._projections, self._cache)
@@ -223,7 +224,29 @@ class Committer:
             return False
         if joined:
             self._queue.stir()
+            count = len(batch.pendings)
+            if count >= self._settings.batch_max:
+                self._prepare(batch)
+            elif count == _BATCH_WHOLE and self._writing:
+                asyncio.get_running_loop().call_soon(self._look, batch, count)
         return joined
+
+    def _look(self, batch: AheadBatch, seen: int) -> None:
+        """Make a large batch's statement while the one before it is written and nobody joins."""
+        if batch is not self._next or batch.prepared is not None or not self._writing:
+            return
+        count = len(batch.pendings)
+        if count == seen:
+            self._prepare(batch)
+        else:
+            asyncio.get_running_loop().call_soon(self._look, batch, count)
+
+    def _prepare(self, batch: AheadBatch) -> None:
+        try:
+            batch.statement(self._projections, self._lane)
+        except Exception as error:  # noqa: BLE001 - told to whom it concerns by the careful way
+            self._give_up_next()
+            _log.warning("batch_given_up", error=repr(error))
 
     def _open_next(self) -> None:
         """Let commands be decided ahead from now on; those that wait come first."""
@@ -287,6 +310,7 @@ class Committer:
         try:
             sql, parameters = batch.statement(self._projections, self._lane)
             batch.committing = True
+            self._writing = True
             sending = asyncio.ensure_future(_send(connection, sql, parameters))
             with _bounded(connection, self._settings.transaction_timeout_s + 1):
                 await asyncio.sleep(0)  # until it is on its way
@@ -307,6 +331,7 @@ class Committer:
             _BATCH_SIZE.observe(len(batch.pendings))
             self._finish(batch, keep=False)
         finally:
+            self._writing = False
             if sending is not None:
                 sending.cancel()  # only if the committer itself is being stopped
 

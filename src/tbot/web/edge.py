@@ -40,6 +40,7 @@ _log = structlog.get_logger(__name__)
 
 # A caller's own id is kept and logged, so it has to be one: no token of ours, and no one-time code.
 REQUEST_ID: Final = re.compile(rb"(?!eyJ|tb[a-z]_|whsec_|[0-9]{1,10}\Z)[A-Za-z0-9._-]{1,64}")
+_NOBODY: Final[dict[str, str]] = {}
 _EVENTS: Final = b"text/event-stream"
 
 
@@ -84,35 +85,34 @@ class Edge:
             inner["method"] = "GET"
         asked = Asked(self._terms, inner, headers, method, request_id, trace)
         answer = _Answer(asked, send, self._begins)
-        with structlog.contextvars.bound_contextvars(**log_fields(request_id, trace)):
-            try:
-                _check_host(inner)
-                if method == "OPTIONS":
-                    await self._options(asked)(inner, receive, answer)
-                else:
-                    await self.app(inner, limited(inner, receive, self._bytes_max), answer)
-            except _Enough:
-                pass
-            except ClientDisconnect:
-                # Nobody is left to be answered, and nothing of ours failed.
-                _log.info("client_gone", method=method, route=_route(inner))
-            except asyncio.CancelledError:
-                late = None if self._overload is None else self._overload.overdue(method)
-                if late is None or answer.begun:
-                    raise
-                await problem_response(late, inner, request_id)(inner, receive, answer)
-            except Exception as error:
-                if answer.begun:  # half an answer is out: the connection has to go
-                    _log.exception("request_failed", method=method, route=_route(inner))
-                    raise
-                await problem_response(error, inner, request_id)(inner, receive, answer)
-            finally:
-                duration_s = perf_counter() - started_s
-                metrics.observe(method, _route(inner), answer.status, duration_s)
-                if answer.status >= self._log_from:
-                    log_request(inner, method, answer.status, duration_s)
-                if trace is not None:
-                    traces.begun(None)
+        traces.naming(log_fields(request_id, trace))
+        try:
+            _check_host(inner)
+            if method == "OPTIONS":
+                await self._options(asked)(inner, receive, answer)
+            else:
+                await self.app(inner, limited(inner, receive, self._bytes_max), answer)
+        except _Enough:
+            pass
+        except ClientDisconnect:
+            # Nobody is left to be answered, and nothing of ours failed.
+            _log.info("client_gone", method=method, route=_route(inner))
+        except asyncio.CancelledError:
+            late = None if self._overload is None else self._overload.overdue(method)
+            if late is None or answer.begun:
+                raise
+            await problem_response(late, inner, request_id)(inner, receive, answer)
+        except Exception as error:
+            if answer.begun:  # half an answer is out: the connection has to go
+                _log.exception("request_failed", method=method, route=_route(inner))
+                raise
+            await problem_response(error, inner, request_id)(inner, receive, answer)
+        finally:
+            duration_s = perf_counter() - started_s
+            metrics.observe(method, _route(inner), answer.status, duration_s)
+            if answer.status >= self._log_from:
+                log_request(inner, method, answer.status, duration_s)
+            done(trace)
 
     async def _begins(self, scope: Scope) -> None:
         """An answer is about to be sent."""
@@ -249,6 +249,13 @@ def log_fields(request_id: str, trace: Trace | None) -> dict[str, str]:
     if trace is None:
         return {"request_id": request_id}
     return {"request_id": request_id, "trace_id": trace.trace_id, "span_id": trace.span_id}
+
+
+def done(trace: Trace | None) -> None:
+    """What `named` and `log_fields` told the task is over."""
+    traces.naming(_NOBODY)
+    if trace is not None:
+        traces.begun(None)
 
 
 def _check_host(scope: Scope) -> None:

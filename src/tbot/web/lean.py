@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final, get_type_hints
 
-import structlog
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -33,7 +32,7 @@ from tbot.core.errors import QuotaExceeded, TBotError
 from tbot.web import events, metrics
 from tbot.web.dependencies import PRINCIPAL, current_principal, get_deps
 from tbot.web.deps import Deps
-from tbot.web.edge import joined, log_fields, log_request, named, problem_response
+from tbot.web.edge import done, joined, log_fields, log_request, named, problem_response
 from tbot.web.limits import URI_BYTES_MAX, parse_json
 from tbot.web.negotiation import takes_structured
 from tbot.web.overload import Overload
@@ -46,9 +45,8 @@ _JSON: Final = b"application/json"
 _BEARER: Final = re.compile(rb"[Bb]earer ([!-~]+)")
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}")
 _ALL_DEFAULTS: Final = [*ALWAYS, *DEFAULTS]
+_CONSTANT: Final = b"".join([b"%b: %b\r\n" % header for header in _ALL_DEFAULTS])
 _DEFAULT_NAMES: Final = frozenset(name for name, _ in DEFAULTS)
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +266,7 @@ class Application(FastAPI):
         """Call the function and send what it answers, as `Edge` would."""
         status = 0
         request_id = asked.request_id
-        tokens = structlog.contextvars.bind_contextvars(**log_fields(request_id, asked.trace))
+        traces.naming(log_fields(request_id, asked.trace))
         try:
             try:
                 response = await plan.call(**arguments)
@@ -280,11 +278,14 @@ class Application(FastAPI):
                     raise
                 response = problem_response(late, scope, request_id)
             status, body = response.status_code, bytes(response.body)
+            constant = b""
             if is_plain(asked, len(body)):
-                headers = _with_ours([*response.raw_headers, *headers_of(scope)], request_id)
+                headers, constant = _with_ours(response.raw_headers, headers_of(scope), request_id)
             else:
                 status, headers, body = await whole(asked, status, response.raw_headers, body)
-            if not _written(send, status, headers, body):
+            if not _written(send, status, headers, body, constant):
+                if constant:
+                    headers += _ALL_DEFAULTS
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
         finally:
@@ -292,9 +293,7 @@ class Application(FastAPI):
             metrics.observe("POST", plan.route.path, status, duration_s)
             if status >= self._log_from:
                 log_request(scope, "POST", status, duration_s)
-            structlog.contextvars.reset_contextvars(**tokens)
-            if asked.trace is not None:
-                traces.begun(None)
+            done(asked.trace)
 
     async def _refuse(
         self,
@@ -319,30 +318,46 @@ class Application(FastAPI):
         duration_s = perf_counter() - started_s
         metrics.observe(scope["method"], route, status, duration_s)
         if status >= self._log_from:
-            with structlog.contextvars.bound_contextvars(**log_fields(request_id, trace)):
-                log_request(scope, scope["method"], status, duration_s)
-        traces.begun(None)
+            traces.naming(log_fields(request_id, trace))
+            log_request(scope, scope["method"], status, duration_s)
+        done(trace)
 
 
-def _with_ours(given: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
-    """A response's headers with those that every response has."""
-    headers = [*given, (b"x-request-id", request_id.encode("ascii")), *_ALL_DEFAULTS]
-    if _DEFAULT_NAMES.isdisjoint([name for name, _ in given]):
-        return headers
-    said = {name for name, _ in given}
-    rest = [header for header in DEFAULTS if header[0] not in said]
-    return [*given, (b"x-request-id", request_id.encode("ascii")), *ALWAYS, *rest]
+def _with_ours(
+    given: list[tuple[bytes, bytes]], told: Sequence[tuple[bytes, bytes]], request_id: str
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """A response's headers with those that every response has, and the lines that never vary.
+
+    Args:
+        told: What is left of the rate limits.
+    """
+    headers = [*given, *told, (b"x-request-id", request_id.encode("ascii"))]
+    for name, _ in given:
+        if name in _DEFAULT_NAMES:
+            said = {name for name, _ in given}
+            rest = [header for header in DEFAULTS if header[0] not in said]
+            return [*headers, *ALWAYS, *rest], b""
+    return headers, _CONSTANT
 
 
-def _written(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+def _written(
+    send: Send,
+    status: int,
+    headers: list[tuple[bytes, bytes]],
+    body: bytes,
+    constant: bytes = b"",
+) -> bool:
     """Write a whole response to uvicorn's transport at once; False where that cannot be.
 
     uvicorn checks and writes header by header, which takes a tenth of the time of an order. Here
     only what the request decides is checked: that no header's value ends its line.
+
+    Args:
+        constant: Header lines that are written already, each with its end.
     """
     cycle = getattr(send, "__self__", None)
     if (
-        type(cycle) is not RequestResponseCycle
+        not isinstance(cycle, RequestResponseCycle)
         or cycle.disconnected
         or cycle.response_started
         or cycle.flow.write_paused
@@ -350,13 +365,17 @@ def _written(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: 
         or cycle.access_log
     ):
         return False
-    lines = b"\r\n".join([name + b": " + value for name, value in cycle.default_headers + headers])
-    ends = len(cycle.default_headers) + len(headers) - 1
-    if lines.count(b"\n") != ends or lines.count(b"\r") != ends:
+    lines = [name + b": " + value for name, value in cycle.default_headers]
+    lines += [name + b": " + value for name, value in headers]
+    text = b"\r\n".join(lines)
+    ends = len(lines) - 1
+    if text.count(b"\n") != ends or text.count(b"\r") != ends:
         return False
     cycle.response_started = True
     cycle.response_complete = True
-    cycle.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\n\r\n", body)))
+    cycle.transport.write(
+        b"".join((STATUS_LINE[status], text, b"\r\n", constant, b"\r\n", body))
+    )
     cycle.message_event.set()
     cycle.on_response()
     return True

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import msgspec
-import structlog
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import Counter, Gauge
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +24,7 @@ from starlette.responses import Response
 
 from tbot.auth.principal import Peer, Principal
 from tbot.auth.scopes import Scope
+from tbot.core import trace
 from tbot.core.errors import InvalidToken, QuotaExceeded
 from tbot.core.ids import random_hex
 from tbot.journal.commands import Actor
@@ -283,7 +283,7 @@ class OrderLine:
     ) -> Response:
         """Do one thing; every fault gets an answer."""
         request_id = self._request_id()
-        structlog.contextvars.bind_contextvars(request_id=request_id)  # of this task alone
+        trace.naming({"request_id": request_id})  # of this task alone
         actor = principal.actor(Peer(self._session.address or None, request=request_id))
         try:
             await self._check(principal)

@@ -358,7 +358,7 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 async def test_a_trace_goes_on(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tbot.core.log._least", 0)  # whatever was tested before
     given = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "a=1,b@c=x y"}
-    with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as logs:
+    with structlog.testing.capture_logs([trace.merged]) as logs:
         answer = await client.get("/old", headers=given)
     sent = answer.json()
     version, trace_id, span_id, flags = sent["traceparent"].split("-")
