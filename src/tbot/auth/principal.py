@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from uuid import UUID
 
+import msgspec
+
 from tbot.auth.scopes import Scope
 from tbot.core.errors import InsufficientScope
 from tbot.journal.commands import Actor
@@ -28,8 +30,7 @@ class Peer:
 NOWHERE = Peer()
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(msgspec.Struct, frozen=True, gc=False):
     """Who asks, as a checked access token or API key says it.
 
     Attributes:

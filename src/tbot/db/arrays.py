@@ -2,7 +2,7 @@
 
 asyncpg writes an array element by element and asks each whether it is an array itself: for the
 bulk writes of the write path that took as long as to decide what to write. Here a whole array is
-joined from bytes in one go, which takes half the time. What arrives at the server is the same.
+joined from bytes in one go, which takes half the time. What arrives at the server is the same (it looks itself whether there are nulls).
 
 asyncpg lets nobody replace the codec of an array type in public; `install` asks its own settings
 object, and leaves things as they are where that has changed.
@@ -13,7 +13,7 @@ Entry point: `install`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -24,10 +24,12 @@ from asyncpg.pgproto import pgproto
 _log = structlog.get_logger(__name__)
 
 _HEADER: Final = struct.Struct(">iiiii")
+_EMPTY: Final = struct.Struct(">iii")
 _NULL: Final = b"\xff\xff\xff\xff"
-_EIGHT: Final = b"\x00\x00\x00\x08"
+_NUMBER: Final = struct.Struct(">iq").pack
 _SIXTEEN: Final = b"\x00\x00\x00\x10"
-_LENGTHS: Final = [size.to_bytes(4, "big") for size in range(4096)]
+_SHORT: Final = 4096
+_LENGTHS: Final = [size.to_bytes(4, "big") for size in range(_SHORT)]
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -35,52 +37,72 @@ type _Encode = Callable[[Sequence[Any]], bytes]
 type _Decode = Callable[[bytes], Any]
 
 
-def _array(element: int, values: Sequence[Any], parts: Iterable[bytes]) -> bytes:
-    """One dimension, counted from 1; an empty array has none."""
+def _array(element: int, values: Sequence[Any], parts: Sequence[bytes], nulls: bool) -> bytes:
+    """One dimension, counted from 1; an empty array has none.
+
+    Args:
+        element: The elements' type.
+        parts: Each element's length and bytes.
+    """
     if not values:
-        return struct.pack(">iii", 0, 0, element)
-    header = _HEADER.pack(1, None in values, element, len(values), 1)
-    return header + b"".join(parts)
+        return _EMPTY.pack(0, 0, element)
+    return _HEADER.pack(1, nulls, element, len(values), 1) + b"".join(parts)
 
 
-def _length(size_bytes: int) -> bytes:
-    return _LENGTHS[size_bytes] if size_bytes < len(_LENGTHS) else size_bytes.to_bytes(4, "big")
+def _part(value: bytes | None) -> bytes:
+    if value is None:
+        return _NULL
+    size_bytes = len(value)
+    head = _LENGTHS[size_bytes] if size_bytes < _SHORT else size_bytes.to_bytes(4, "big")
+    return head + value
+
+
+# Nearly always there is neither None nor anything long: tried first, without a call for each.
 
 
 def _ids(values: Sequence[Any]) -> bytes:
-    return _array(2950, values, [_NULL if v is None else _SIXTEEN + v.bytes for v in values])
+    try:
+        parts = [_SIXTEEN + value.bytes for value in values]
+    except AttributeError:
+        parts = [_part(None if value is None else value.bytes) for value in values]
+        return _array(2950, values, parts, nulls=True)
+    return _array(2950, values, parts, nulls=False)
 
 
 def _whole_numbers(values: Sequence[Any]) -> bytes:
-    parts = [_NULL if v is None else _EIGHT + v.to_bytes(8, "big", signed=True) for v in values]
-    return _array(20, values, parts)
+    try:
+        parts = [_NUMBER(8, value) for value in values]
+    except struct.error:
+        parts = [_NULL if value is None else _NUMBER(8, value) for value in values]
+        return _array(20, values, parts, nulls=True)
+    return _array(20, values, parts, nulls=False)
 
 
 def _bytes(values: Sequence[Any], element: int = 17) -> bytes:
-    parts = []
-    for value in values:
-        if value is None:
-            parts.append(_NULL)
-        else:
-            parts.append(_length(len(value)))
-            parts.append(value)
-    return _array(element, values, parts)
+    try:
+        parts = [_LENGTHS[len(value)] + value for value in values]
+    except (TypeError, IndexError):
+        return _array(element, values, list(map(_part, values)), nulls=True)
+    return _array(element, values, parts, nulls=False)
 
 
 def _texts(values: Sequence[Any]) -> bytes:
-    return _bytes([None if value is None else value.encode() for value in values], 25)
+    try:
+        encoded: list[Any] = list(map(str.encode, values))
+    except TypeError:
+        encoded = [None if value is None else value.encode() for value in values]
+    return _bytes(encoded, 25)
 
 
 def _times(values: Sequence[Any]) -> bytes:
-    known: dict[Any, bytes] = {None: _NULL}  # there are few different ones in a batch
+    known = {None: _NULL}  # there are few different ones in a batch
     parts = []
     for value in values:
         part = known.get(value)
         if part is None:
-            since = (value - _EPOCH) // _MICROSECOND
-            part = known[value] = _EIGHT + since.to_bytes(8, "big", signed=True)
+            part = known[value] = _NUMBER(8, (value - _EPOCH) // _MICROSECOND)
         parts.append(part)
-    return _array(1184, values, parts)
+    return _array(1184, values, parts, nulls=True)
 
 
 def _reader(read: _Decode) -> _Decode:

@@ -125,7 +125,9 @@ class PaymentsProjection:
         created: list[dict[str, Any]] = []
         changed: list[dict[str, Any]] = []
         for state in states:
-            part = state.part(Payments)
+            part = state.parts.get(Payments)
+            if part is None or not (part.created or part.changed or part.recalled):
+                continue
             for ids, rows in ((part.created, created), (part.changed, changed)):
                 found = [part.find(payment_id) for payment_id in sorted(ids)]
                 rows.extend(_row(payment) for payment in found if payment is not None)

@@ -72,7 +72,10 @@ class LedgerProjection:
     def writes(self, states: Sequence[AccountState]) -> list[Write]:
         """Changed accounts and changed balances."""
         accounts: list[tuple[Any, ...]] = []
-        balances: list[tuple[Any, ...]] = []
+        ids: list[UUID] = []
+        assets: list[str] = []
+        available: list[str] = []
+        held: list[str] = []
         for state in states:
             ledger = state.part(Ledger)
             if ledger.account_changed and ledger.account is not None:
@@ -93,21 +96,17 @@ class LedgerProjection:
                 ledger.account_changed = False
             for asset in ledger.assets_changed:
                 balance = ledger.balances[asset]
-                # As texts: the server reads them faster than we could write its binary form.
-                balances.append(
-                    (
-                        state.account_id,
-                        asset,
-                        money.text(balance.available),
-                        money.text(balance.held),
-                    )
-                )
+                ids.append(state.account_id)
+                assets.append(asset)
+                # As texts: the server reads them faster than we could write their binary form.
+                available.append(str(balance.available))
+                held.append(str(balance.held))
             ledger.assets_changed.clear()
         writes = []
         if accounts:
             writes.append(Write(_WRITE_ACCOUNTS, [list(c) for c in zip(*accounts, strict=True)]))
-        if balances:
-            writes.append(Write(_WRITE_BALANCES, [list(c) for c in zip(*balances, strict=True)]))
+        if ids:
+            writes.append(Write(_WRITE_BALANCES, [ids, assets, available, held]))
         return writes
 
 

@@ -24,12 +24,13 @@ from enum import Enum, auto
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from tbot.core import money
 from tbot.venues.base import DepthDiff, DepthSnapshot, Level
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True, gc=False):
     """A market's prices as a risk check uses them.
 
     Attributes:
@@ -46,8 +47,14 @@ class Reference:
 
     def to_json(self) -> dict[str, Any]:
         """The prices in JSON types."""
-        prices = {"bid": self.bid, "ask": self.ask, "last": self.last}
-        return {name: money.text(p) for name, p in prices.items() if p is not None}
+        found = {}
+        if self.bid is not None:
+            found["bid"] = money.text(self.bid)
+        if self.ask is not None:
+            found["ask"] = money.text(self.ask)
+        if self.last is not None:
+            found["last"] = money.text(self.last)
+        return found
 
 
 class Book:

@@ -116,9 +116,10 @@ class PlaceOrder(msgspec.Struct, frozen=True):
             cancel_requested=False,
             venue_order_id=None,
             send_by=context.stamp(self.send_within_s),
-            created_at="",
-            updated_at="",
-            seq=0,
+            # As the entry will have them, unless the stream is ahead of the clock.
+            created_at=context.stamp(),
+            updated_at=context.stamp(),
+            seq=state.seq + 1,
         )
         data: dict[str, Any] = {"accepted": order.to_data()}
         if self.reference is not None:

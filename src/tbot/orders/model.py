@@ -244,6 +244,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     def accepted(self, *, seq: int, at: str) -> Order:
         """What `from_data` makes of this order's `to_data`, without the way there and back."""
+        if self.seq == seq and self.created_at == at:
+            return self
         return msgspec.structs.replace(self, seq=seq, created_at=at, updated_at=at)
 
     def changed(self, changes: Mapping[str, Any], *, seq: int, at: str) -> Order:

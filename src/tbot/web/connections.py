@@ -20,11 +20,7 @@ import httptools
 import structlog
 from prometheus_client import Counter, Gauge
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from tbot.auth.throttle import network
 from tbot.core.ids import random_hex
@@ -32,6 +28,7 @@ from tbot.core.limit_settings import OverloadSettings
 from tbot.core.settings import Settings
 from tbot.web.overload import Overload
 from tbot.web.peers import Proxies
+from tbot.web.http1 import Http1Protocol
 from tbot.web.problems import Problem
 from tbot.web.representation import ALWAYS, DEFAULTS
 
@@ -141,7 +138,7 @@ class Watch:
             connection.look(now_s)
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(Http1Protocol):
     """uvicorn's HTTP/1.1 protocol within bounds; `guarded` makes the class that is served.
 
     Attributes:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final, get_type_hints
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -34,11 +35,12 @@ from tbot.web.dependencies import PRINCIPAL, current_principal, get_deps
 from tbot.web.deps import Deps
 from tbot.web.edge import done, joined, log_fields, log_request, named, problem_response
 from tbot.web.limits import URI_BYTES_MAX, parse_json
-from tbot.web.negotiation import takes_structured
+from tbot.web.http1 import Cycle
+from tbot.web.negotiation import GZIP, coding_of, packed_or_none, takes_structured
 from tbot.web.overload import Overload
 from tbot.web.peers import Proxies
 from tbot.web.ratelimit import Kind, Limits, headers_of, is_cancel, kind_of
-from tbot.web.representation import ALWAYS, DEFAULTS, Asked, Terms, is_plain, whole
+from tbot.web.representation import ALWAYS, DEFAULTS, Asked, Terms, whole
 from tbot.web.routes import StrictRequest, StrictRoute, required_scopes
 
 _JSON: Final = b"application/json"
@@ -47,6 +49,10 @@ _LENGTH: Final = re.compile(rb"[0-9]{1,15}")
 _ALL_DEFAULTS: Final = [*ALWAYS, *DEFAULTS]
 _CONSTANT: Final = b"".join([b"%b: %b\r\n" % header for header in _ALL_DEFAULTS])
 _DEFAULT_NAMES: Final = frozenset(name for name, _ in DEFAULTS)
+_NOT_PLAIN: Final = frozenset({b"origin", b"prefer"})
+_HABITS_MAX: Final = 4096
+_HABIT_BYTES_MAX: Final = 4096
+"""Callers whose headers are remembered, and of how many bytes at most: 16 MiB in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,20 @@ def _names(route: APIRoute, call: Any) -> tuple[str, ...]:
     return tuple(name for name in found if name is not None)
 
 
+class _Habit(msgspec.Struct, frozen=True):
+    """What follows from headers that a caller sends in the same words every time.
+
+    Attributes:
+        token: The access token or API key.
+        plain: Whether small answers go out as they are made: JSON, not compressed.
+        large: Whether answers of any size do.
+    """
+
+    token: str
+    plain: bool
+    large: bool
+
+
 class _Aside(Exception):
     """This request is for FastAPI."""
 
@@ -135,6 +155,7 @@ class Application(FastAPI):
         self._depth_max = deps.settings.http.json_depth_max
         self._log_from = deps.settings.http.log_from
         self._terms = terms or Terms(deps.settings.http)
+        self._habits: dict[tuple[bytes | None, ...], _Habit] = {}
         self._plans = {
             route.path: plan
             for route in self.router.routes
@@ -183,55 +204,54 @@ class Application(FastAPI):
     ) -> None:
         messages: list[Message] = []
         try:
-            arguments, asked = await self._arguments(plan, scope, receive, messages)
+            arguments, asked, habit = await self._arguments(plan, scope, receive, messages)
         except QuotaExceeded as error:
             await self._refuse(error, scope, send, started_s, plan.route.path)
         except Exception:  # noqa: BLE001 - told by those who tell everything that is wrong
             await super().__call__(scope, _replay(messages, receive), send)
         else:
-            await self._answer(plan, arguments, asked, started_s, scope, send)
+            await self._answer(plan, arguments, asked, habit, started_s, scope, send)
 
     async def _arguments(
         self, plan: _Plan, scope: Scope, receive: Receive, messages: list[Message]
-    ) -> tuple[dict[str, Any], Asked]:
-        """What to call the function with.
+    ) -> tuple[dict[str, Any], Asked, _Habit | None]:
+        """What to call the function with, what is asked, and what says whether that is plain.
 
         Args:
             messages: Takes what was received, for somebody else to receive it again.
+
+        Returns:
+            The last is None where the form of the answer has to be looked into.
 
         Raises:
             Exception: It is not for us.
         """
         given: list[tuple[bytes, bytes]] = scope["headers"]
         headers = dict(given)
-        if len(headers) != len(given) or scope["query_string"] or b"host" not in headers:
-            raise _Aside
-        bearer = headers.get(b"authorization")
-        if bearer is None:
-            bearer = b"Bearer " + headers[b"x-api-key"]
-        elif b"x-api-key" in headers:
-            raise _Aside
-        found = _BEARER.fullmatch(bearer)
-        length = headers[b"content-length"]
         if (
-            found is None
-            or headers[b"content-type"] != _JSON
+            len(headers) != len(given)
+            or scope["query_string"]
+            or b"host" not in headers
             or b"content-encoding" in headers
-            or not _LENGTH.fullmatch(length)
-            or int(length) > self._bytes_max
             or len(scope["raw_path"]) > URI_BYTES_MAX
-            or not takes_structured(headers.get(b"accept", b""))
         ):
             raise _Aside
-        token = found[1].decode("ascii")
-        if b"authorization" not in headers and not is_key(token):
+        habit = self._habit(headers)
+        cycle = getattr(receive, "__self__", None)
+        body = cycle.whole_body() if type(cycle) is Cycle else None
+        if body is None:
+            length = headers[b"content-length"]
+            if not _LENGTH.fullmatch(length) or int(length) > self._bytes_max:
+                raise _Aside
+        elif len(body) > self._bytes_max or b"content-length" not in headers:
             raise _Aside
         client = scope.get("client")
         address = client[0] if client else None
-        principal = await authenticate(self._deps.auth, token, address)
+        principal = await authenticate(self._deps.auth, habit.token, address)
         await self._limits.charge(scope, plan.kind, address, principal)
         principal.require(*plan.scopes)
-        body = await _body(receive, messages)
+        if body is None:
+            body = await _body(receive, messages)
         content = parse_json(body, self._depth_max)
         arguments = {plan.body_name: plan.validate(content)}
         for name, header, field in plan.headers:
@@ -243,6 +263,7 @@ class Application(FastAPI):
         request_id, trace = named(headers)
         scope["tbot.request_id"] = request_id
         asked = Asked(self._terms, scope, headers, "POST", request_id, trace)
+        plain = _NOT_PLAIN.isdisjoint(headers) and scope["scheme"] == "http"
         scope[PRINCIPAL] = principal
         scope["app"] = self
         scope["route"] = plan.route
@@ -252,13 +273,37 @@ class Application(FastAPI):
             arguments[name] = principal
         if plan.request_name is not None:
             arguments[plan.request_name] = StrictRequest(scope, receive, (body, content))
-        return arguments, asked
+        return arguments, asked, habit if plain else None
+
+    def _habit(self, headers: dict[bytes, bytes]) -> _Habit:
+        """Looked up by the headers themselves, once they were read.
+
+        Raises:
+            Exception: It is not for us.
+        """
+        get = headers.get
+        said = (
+            get(b"authorization"),
+            get(b"x-api-key"),
+            get(b"content-type"),
+            get(b"accept", b""),
+            get(b"accept-encoding", b""),
+        )
+        habit = self._habits.get(said)
+        if habit is None:
+            habit = _habit_of(*said)
+            if sum(map(len, filter(None, said))) <= _HABIT_BYTES_MAX:
+                if len(self._habits) >= _HABITS_MAX:
+                    self._habits.clear()
+                self._habits[said] = habit
+        return habit
 
     async def _answer(
         self,
         plan: _Plan,
         arguments: dict[str, Any],
         asked: Asked,
+        habit: _Habit | None,
         started_s: float,
         scope: Scope,
         send: Send,
@@ -279,7 +324,9 @@ class Application(FastAPI):
                 response = problem_response(late, scope, request_id)
             status, body = response.status_code, bytes(response.body)
             constant = b""
-            if is_plain(asked, len(body)):
+            if habit is not None and (
+                habit.large or (habit.plain and len(body) < self._terms.bytes_min)
+            ):
                 headers, constant = _with_ours(response.raw_headers, headers_of(scope), request_id)
             else:
                 status, headers, body = await whole(asked, status, response.raw_headers, body)
@@ -321,6 +368,37 @@ class Application(FastAPI):
             traces.naming(log_fields(request_id, trace))
             log_request(scope, scope["method"], status, duration_s)
         done(trace)
+
+
+def _habit_of(
+    bearer: bytes | None,
+    key: bytes | None,
+    content_type: bytes | None,
+    accept: bytes,
+    accept_encoding: bytes,
+) -> _Habit:
+    """What these headers say.
+
+    Raises:
+        _Aside: It is not for us.
+    """
+    found = _BEARER.fullmatch(bearer if bearer is not None else b"Bearer " + (key or b""))
+    if (
+        found is None
+        or (bearer is not None and key is not None)
+        or content_type != _JSON
+        or not takes_structured(accept)
+    ):
+        raise _Aside
+    token = found[1].decode("ascii")
+    if bearer is None and not is_key(token):
+        raise _Aside
+    json = packed_or_none(accept) is None
+    return _Habit(
+        token,
+        json and coding_of(accept_encoding, False) != GZIP,
+        json and coding_of(accept_encoding, True) != GZIP,
+    )
 
 
 def _with_ours(

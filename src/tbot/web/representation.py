@@ -127,23 +127,6 @@ class Asked:
         return [*found, *deprecation.headers_of(self.scope)]
 
 
-def is_plain(asked: Asked, size_bytes: int) -> bool:
-    """Whether an answer to a POST goes out as it is made, with the constant headers.
-
-    Args:
-        size_bytes: Of its body.
-    """
-    headers = asked.headers
-    return (
-        b"origin" not in headers
-        and b"prefer" not in headers
-        and asked.scope.get("scheme") != "https"
-        and packed_or_none(headers.get(b"accept", b"")) is None
-        and coding_of(headers.get(b"accept-encoding", b""), size_bytes >= asked.terms.bytes_min)
-        != GZIP
-    )
-
-
 async def whole(asked: Asked, status: int, given: Fields, body: bytes) -> tuple[int, Fields, bytes]:
     """The status, headers and body that an answer is sent with."""
     fields = dict(given)
