@@ -15,6 +15,7 @@ from unittest import mock
 
 from tbot.core.errors import JournalUnavailable, OutcomeUnknown
 from tbot.journal import committer, once
+from tbot.journal.ahead import AheadBatch
 from tbot.journal.batch import Batch, StateCache
 from tbot.journal.commands import Accepted
 from tbot.journal.committer import Committer
@@ -228,6 +229,10 @@ async def _never_refuted(running: Any, *assumed: Any) -> None:
     """Nothing is compared."""
 
 
+def _never_doubtful(self: AheadBatch, *ignored: Any) -> bool:
+    return False
+
+
 async def _switches_believed(
     running: Any, ids: Any, seqs: Any, hashes: Any, *switches: Any
 ) -> None:
@@ -325,6 +330,11 @@ PLANTED = (
         "switches_not_certified",
         "What was decided ahead is written although a switch was turned meanwhile.",
         patches=((statements, "_certify", _switches_believed),),
+    ),
+    Planted(
+        "refusals_trusted",
+        "A refusal that was decided ahead is told to who may have been accepted before.",
+        patches=((AheadBatch, "_doubtful", _never_doubtful),),
     ),
     Planted("commit_tag_unchecked", "COMMIT may answer ROLLBACK unseen.", TagBelieved),
     Planted(

@@ -42,6 +42,9 @@ HALT: Final = "trading"
 _WRITE_ACCOUNTS: Final = """INSERT INTO toy_accounts (account_id, amount, seq, poison)
 SELECT * FROM unnest({0}::uuid[], {1}::numeric[], {2}::bigint[], {3}::boolean[])
 ON CONFLICT (account_id) DO UPDATE SET amount = excluded.amount, seq = excluded.seq"""
+_KEYS: Final = (
+    "SELECT account_id, key, result FROM toy_keys WHERE account_id = ANY($1::uuid[])"
+)
 _WRITE_KEYS: Final = """INSERT INTO toy_keys (account_id, key, result)
 SELECT * FROM unnest({0}::uuid[], {1}::text[], {2}::jsonb[])"""
 
@@ -55,17 +58,27 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Toy:
-    """An account's part of the state."""
+    """An account's part of the state.
 
-    __slots__ = ("balance", "changed", "keys", "new_keys", "poisoned", "seq")
+    Attributes:
+        keys: Those in memory: of entries with an odd sequence, as of orders that are not final.
+        recalled: Others that were read for this batch.
+    """
+
+    __slots__ = ("balance", "changed", "keys", "new_keys", "poisoned", "recalled", "seq")
 
     def __init__(self) -> None:
         self.balance = money.ZERO
         self.seq = 0
         self.keys: dict[str, Result] = {}
+        self.recalled: dict[str, Result] = {}
         self.changed = False
         self.poisoned = False
         self.new_keys: list[str] = []
+
+    def find(self, key: str | None) -> Result | None:
+        """What was done under a key, as far as memory knows."""
+        return None if key is None else self.keys.get(key) or self.recalled.get(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +114,7 @@ class Move:
         toy = first.part(Toy)
         if self.burn is not None:
             self.burn()
-        if self.key is not None and self.key in toy.keys:
+        if toy.find(self.key) is not None:
             return Drafts()
         if self.kind == "raise":
             raise ValueError("planned")
@@ -133,8 +146,9 @@ class Move:
     def result(self, states: States) -> Result:
         first = states[self.accounts[0]]
         toy = first.part(Toy)
-        if self.key is not None and self.key in toy.keys:
-            return toy.keys[self.key]
+        done = toy.find(self.key)
+        if done is not None:
+            return done
         return Result(str(self.id), first.seq, money.text(toy.balance))
 
 
@@ -161,18 +175,34 @@ class ToyProjection:
         ):
             toy = by_id[row["account_id"]]
             toy.balance, toy.seq = row["amount"], row["seq"]
-        for row in await connection.fetch(
-            "SELECT account_id, key, result FROM toy_keys WHERE account_id = ANY($1::uuid[])", ids
-        ):
+        for row in await connection.fetch(_KEYS, ids):
             result = msgspec.json.decode(row["result"], type=Result)
-            by_id[row["account_id"]].keys[row["key"]] = result
+            if result.seq % 2:
+                by_id[row["account_id"]].keys[row["key"]] = result
 
     async def fetch(self, connection: Any, commands: Any, states: States) -> None:
-        """Nothing more: a state has all of its keys."""
+        """The keys that these commands name and that are not in memory."""
+        named: dict[UUID, set[str]] = {}
+        for state in states.values():
+            state.part(Toy).recalled.clear()
+        for command in commands:
+            first = command.accounts[0]
+            if command.key is not None and first in states:
+                named.setdefault(first, set()).add(command.key)
+        if not named:
+            return
+        for row in await connection.fetch(_KEYS, sorted(named)):
+            if row["key"] in named[row["account_id"]]:
+                result = msgspec.json.decode(row["result"], type=Result)
+                states[row["account_id"]].part(Toy).recalled[row["key"]] = result
 
     def reads(self, command: Command[Any], states: States) -> bool:
         """Never: a key that was used before breaks the table's."""
         return False
+
+    def recalls(self, command: Command[Any]) -> bool:
+        """Whether it has a key: that may be one of those that are not in memory."""
+        return getattr(command, "key", None) is not None
 
     def apply(self, state: AccountState, entry: Entry) -> None:
         toy = state.part(Toy)
@@ -197,8 +227,12 @@ class ToyProjection:
             for key in toy.new_keys:
                 result = msgspec.json.encode(toy.keys[key]).decode()
                 keys.append((state.account_id, key, result))
+            for key in toy.new_keys:
+                if not toy.keys[key].seq % 2:
+                    del toy.keys[key]
             toy.changed = False
             toy.new_keys.clear()
+            toy.recalled.clear()
         writes = []
         if accounts:
             writes.append(Write(_WRITE_ACCOUNTS, [list(c) for c in zip(*accounts, strict=True)]))

@@ -315,8 +315,8 @@ async def authenticate(auth: Auth, token: str, address: str | None = None) -> Pr
     now_s = auth.clock()
     if api_keys.is_key(token):
         return await _authenticate_key(auth, token, address, now_s)
-    claims = auth.verified.get(token)
-    if claims is None:
+    known = auth.verified.get(token)
+    if known is None:
         kid = tokens.key_id(token)
         if not await auth.keys.knows(kid):
             raise InvalidToken("signed with an unknown or retired key")
@@ -328,10 +328,14 @@ async def authenticate(auth: Auth, token: str, address: str | None = None) -> Pr
             now_s=now_s,
         )
         _VERIFIED.inc()
-        auth.verified[token] = claims
+        principal = Principal(
+            claims.user_id, claims.session_id, claims.scopes, claims.expires_at_s
+        )
+        auth.verified[token] = claims, principal
         while len(auth.verified) > auth.settings.tokens_cached_max:
             auth.verified.popitem(last=False)
     else:
+        claims, principal = known
         _REMEMBERED.inc()
     if now_s >= claims.expires_at_s:
         auth.verified.pop(token, None)
@@ -342,9 +346,35 @@ async def authenticate(auth: Auth, token: str, address: str | None = None) -> Pr
     if not await auth.sessions.lives(claims.session_id, claims.user_id):
         auth.verified.pop(token, None)
         raise InvalidToken("the session is over")
-    if claims.session_id in auth.used or len(auth.used) < _TOUCHED_MAX:
-        auth.used[claims.session_id] = now_s
-    return Principal(claims.user_id, claims.session_id, claims.scopes, claims.expires_at_s)
+    _touch(auth, claims.session_id, now_s)
+    return principal
+
+
+def recognised(auth: Auth, token: str) -> Principal | None:
+    """Who holds this access token, by the same checks, if all it takes is in memory.
+
+    Returns:
+        None: ask `authenticate`, which also says what is wrong with it.
+    """
+    known = auth.verified.get(token)
+    if known is None:
+        return None
+    claims, principal = known
+    now_s = auth.clock()
+    if (
+        now_s >= claims.expires_at_s
+        or auth.keys.ring.verifying(claims.kid, now_s) is None
+        or not auth.sessions.known_to_live(claims.session_id, claims.user_id)
+    ):
+        return None
+    _REMEMBERED.inc()
+    _touch(auth, claims.session_id, now_s)
+    return principal
+
+
+def _touch(auth: Auth, session_id: UUID, now_s: float) -> None:
+    if session_id in auth.used or len(auth.used) < _TOUCHED_MAX:
+        auth.used[session_id] = now_s
 
 
 async def _authenticate_key(auth: Auth, key: str, address: str | None, now_s: float) -> Principal:

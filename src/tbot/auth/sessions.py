@@ -56,6 +56,10 @@ class Sessions:
         """Whether the session of this user lives, as of at most `session_cache_s` ago."""
         return await self.cache.get((session_id, user_id))
 
+    def known_to_live(self, session_id: UUID, user_id: UUID) -> bool:
+        """Whether memory alone says so; False is no verdict."""
+        return self.cache.peek((session_id, user_id)) is True
+
     def forget(self, *user_ids: UUID) -> None:
         """Believe nothing of these users' sessions any more, or (none given) of anybody's."""
         self.cache.forget(*user_ids)

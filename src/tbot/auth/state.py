@@ -17,6 +17,7 @@ from tbot.auth import api_keys, factors, session_store, store, throttle
 from tbot.auth.api_keys import ApiKeys
 from tbot.auth.keys import Keys
 from tbot.auth.passwords import Passwords
+from tbot.auth.principal import Principal
 from tbot.auth.sessions import TOPIC, Sessions
 from tbot.auth.tokens import AccessClaims
 from tbot.core.bus import Bus
@@ -37,8 +38,9 @@ class Auth:
 
     Attributes:
         clock: Wall time in seconds since the epoch; tests replace it.
-        verified: Tokens whose signature and claims were found good, by the whole token: each use
-            still checks expiry, key and session. Bounded; the oldest goes first.
+        verified: Tokens whose signature and claims were found good, by the whole token, with who
+            holds them: each use still checks expiry, key and session. Bounded; the oldest goes
+            first.
         used: When sessions were last used (seconds since the epoch), since that was last written
             down; a bounded number of them.
     """
@@ -51,7 +53,7 @@ class Auth:
     api_keys: ApiKeys
     bus: Bus
     clock: Callable[[], float] = time.time
-    verified: OrderedDict[str, AccessClaims] = field(default_factory=OrderedDict)
+    verified: OrderedDict[str, tuple[AccessClaims, Principal]] = field(default_factory=OrderedDict)
     used: dict[UUID, float] = field(default_factory=dict)
 
 

@@ -194,6 +194,14 @@ class Cache[K: Hashable, V]:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def peek(self, key: K) -> V | None:
+        """The answer if it is in memory and not about to be renewed; None says to `get` it."""
+        entry = self._kept.get(key)
+        if entry is None or boot_s() >= entry.renew_s:
+            return None
+        self._hit.inc()
+        return entry.value
+
     async def get(self, key: K) -> V:
         """The answer, as of at most `ttl_s` ago.
 

@@ -9,6 +9,8 @@ Nothing here is trusted that the database does not confirm:
 
 1. A stream that somebody else has written to, or a switch that was turned, fails the statement.
 2. Keys that were used before, of clients or of idempotency, break their unique indexes: likewise.
+   A refusal that writes no key breaks nothing, though it may be the answer to a repetition of what
+   was accepted long ago: whoever comes with a key is refused the careful way, which looks.
 3. What fails is as if it had never been. Its commands are run again the careful way
    (`tbot.journal.batch`), and so are those that were decided on top of it.
 """
@@ -22,7 +24,8 @@ from uuid import UUID
 
 from tbot.core import clock
 from tbot.journal.batch import Batch, CommandFailed, StateCache, compose
-from tbot.journal.commands import Context, Projection, Switch
+from tbot.journal.commands import Accepted, AccountState, Context, Projection, Switch
+from tbot.journal.once import Kept
 from tbot.journal.queue import Pending
 
 
@@ -54,24 +57,47 @@ class AheadBatch(Batch):
         command = pending.command
         if command.opens:
             return False
+        newly: list[AccountState] = []
         for account_id in command.accounts:
             if account_id not in self.states:
                 state = cache.last(account_id)
                 if state is None:
-                    return False
+                    return self._leave(newly)
                 self.states[account_id] = state
-                self.heads[account_id] = (state.seq, state.hash)
+                newly.append(state)
         for projection in projections:
             if projection.reads(command, self.states):
-                return False
+                return self._leave(newly)
         if self.context is None:
             self.context = Context(now=clock.utc_now(), switches=self.switches)
-        self.pendings.append(pending)
+        heads = [(state.account_id, (state.seq, state.hash)) for state in newly]
         try:
             self._decide_one(pending, self.context, projections)
         except Exception as error:
             raise CommandFailed(pending, error) from error
+        if self._doubtful(pending, projections):
+            self.outcomes.pop()
+            if pending.once is not None:
+                self.answers.take_back(pending.once)
+            return self._leave(newly)
+        self.pendings.append(pending)
+        self.heads.update(heads)
         return True
+
+    def _leave(self, newly: Sequence[AccountState]) -> bool:
+        """Not to be decided here: nothing is assumed of its accounts for its sake."""
+        for state in newly:
+            del self.states[state.account_id]
+        return False
+
+    def _doubtful(self, pending: Pending, projections: Sequence[Projection]) -> bool:
+        """Whether it was refused, and only a look can tell that it was not carried out before."""
+        once = pending.once
+        if isinstance(self.outcomes[-1][1], Accepted | Kept):
+            return False
+        if once is not None and not self.answers.adds(once):
+            return True
+        return any([projection.recalls(pending.command) for projection in projections])
 
     def statement(self, projections: Sequence[Projection], lane: int) -> tuple[str, list[Any]]:
         """What confirms all that was assumed and writes everything, and commits by itself.

@@ -261,6 +261,13 @@ class Projection(Protocol):
         Not so for keys whose repetition breaks a unique index: that is noticed in time.
         """
 
+    def recalls(self, command: Command[Any]) -> bool:
+        """Whether `fetch` might find that this command was carried out before.
+
+        By a key of its own, that is, and although memory does not know it. Then a refusal that was
+        decided without `fetch` says nothing: what is not written breaks no unique index.
+        """
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """Carry out an entry's effects on the part; pure, and the only way a part changes."""
 

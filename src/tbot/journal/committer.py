@@ -218,7 +218,6 @@ class Committer:
         try:
             joined = batch.join(pending, self._projections, self._cache)
         except CommandFailed as failed:
-            batch.pendings.remove(pending)
             self._give_up_next()
             _log.warning("batch_given_up", error=repr(failed.error))
             return False

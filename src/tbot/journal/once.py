@@ -163,6 +163,15 @@ class KeptAnswers:
             self._known[once.key] = Record(once.content, answer)
             self._added.append(once.key)
 
+    def adds(self, once: Once) -> bool:
+        """Whether the newest answer to be written is that under this key."""
+        return bool(self._added) and self._added[-1] == once.key
+
+    def take_back(self, once: Once) -> None:
+        """Forget the newest answer, if it is that under this key: it was decided too early."""
+        if self.adds(once):
+            del self._known[self._added.pop()]
+
     @property
     def added(self) -> bool:
         """Whether there is something to write."""

@@ -67,6 +67,10 @@ class MarksProjection:
         """Never, as above."""
         return False
 
+    def recalls(self, command: Command[Any]) -> bool:
+        """Never: no key but those of idempotency."""
+        return False
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """Copy the balances when the stream reaches a multiple, which may be amid a batch."""
         if entry.seq % EVERY or entry.kind.startswith("security."):

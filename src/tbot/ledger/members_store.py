@@ -52,6 +52,10 @@ class MembersProjection:
         """Never, as above."""
         return False
 
+    def recalls(self, command: Command[Any]) -> bool:
+        """Never: no key but those of idempotency."""
+        return False
+
     apply = staticmethod(members.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:

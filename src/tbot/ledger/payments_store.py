@@ -118,6 +118,10 @@ class PaymentsProjection:
         part = states[command.accounts[0]].part(Payments)
         return any(one not in part.open for one in named)
 
+    def recalls(self, command: Command[Any]) -> bool:
+        """Never: no key but those of idempotency."""
+        return False
+
     apply = staticmethod(payments.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:

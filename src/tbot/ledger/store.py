@@ -67,6 +67,10 @@ class LedgerProjection:
         """Never, as above."""
         return False
 
+    def recalls(self, command: Command[Any]) -> bool:
+        """Never: no key but those of idempotency."""
+        return False
+
     apply = staticmethod(entries.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:

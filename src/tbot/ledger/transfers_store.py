@@ -97,6 +97,10 @@ class TransfersProjection:
             and command.transfer_id not in states[command.source_id].part(Transfers).open
         )
 
+    def recalls(self, command: Command[Any]) -> bool:
+        """Never: no key but those of idempotency."""
+        return False
+
     apply = staticmethod(transfers.apply)
 
     def writes(self, states: Sequence[AccountState]) -> list[Write]:

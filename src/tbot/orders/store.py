@@ -194,6 +194,10 @@ class OrdersProjection:
                 return True
         return False
 
+    def recalls(self, command: Command[Any]) -> bool:
+        """Whether its client id may be that of a final order."""
+        return isinstance(command, PlaceOrder) and command.request.client_order_id is not None
+
     def apply(self, state: AccountState, entry: Entry) -> None:
         """See `tbot.orders.book.apply`."""
         book.apply(state, entry)

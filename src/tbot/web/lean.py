@@ -27,7 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from tbot.auth.api_keys import is_key
-from tbot.auth.flow import authenticate
+from tbot.auth.flow import authenticate, recognised
 from tbot.core import trace as traces
 from tbot.core.errors import QuotaExceeded, TBotError
 from tbot.web import events, metrics
@@ -39,7 +39,7 @@ from tbot.web.http1 import Cycle
 from tbot.web.negotiation import GZIP, coding_of, packed_or_none, takes_structured
 from tbot.web.overload import Overload
 from tbot.web.peers import Proxies
-from tbot.web.ratelimit import Kind, Limits, headers_of, is_cancel, kind_of
+from tbot.web.ratelimit import CHARGED, Kind, Limits, headers_of, is_cancel, kind_of
 from tbot.web.representation import ALWAYS, DEFAULTS, Asked, Terms, whole
 from tbot.web.routes import StrictRequest, StrictRoute, required_scopes
 
@@ -172,11 +172,11 @@ class Application(FastAPI):
             return
         started_s = perf_counter()
         method, path = scope["method"], scope["path"]
-        client = scope.get("client")
+        plan = self._plans.get(path) if method == "POST" else None
         try:
             self._overload.check(method, path)
-            if not is_cancel(method, path):
-                self._limits.check_open(client[0] if client else None)
+            if plan is None and not is_cancel(method, path):
+                self._check_open(scope)
         except TBotError as error:
             await self._refuse(error, scope, send, started_s)
             return
@@ -186,7 +186,6 @@ class Application(FastAPI):
             return
         task = self._overload.begin()
         try:
-            plan = self._plans.get(path) if method == "POST" else None
             if plan is None:
                 await super().__call__(scope, receive, send)
             else:
@@ -208,7 +207,12 @@ class Application(FastAPI):
         except QuotaExceeded as error:
             await self._refuse(error, scope, send, started_s, plan.route.path)
         except Exception:  # noqa: BLE001 - told by those who tell everything that is wrong
-            await super().__call__(scope, _replay(messages, receive), send)
+            try:
+                self._check_open(scope)
+            except QuotaExceeded as error:
+                await self._refuse(error, scope, send, started_s)
+            else:
+                await super().__call__(scope, _replay(messages, receive), send)
         else:
             await self._answer(plan, arguments, asked, habit, started_s, scope, send)
 
@@ -247,8 +251,15 @@ class Application(FastAPI):
             raise _Aside
         client = scope.get("client")
         address = client[0] if client else None
-        principal = await authenticate(self._deps.auth, habit.token, address)
-        await self._limits.charge(scope, plan.kind, address, principal)
+        principal = recognised(self._deps.auth, habit.token)
+        if principal is None:
+            self._limits.check_open(address)
+            principal = await authenticate(self._deps.auth, habit.token, address)
+        if self._limits.local:
+            scope[CHARGED] = ()
+            scope[CHARGED] = self._limits.take_here(plan.kind, address, principal)
+        else:
+            await self._limits.charge(scope, plan.kind, address, principal)
         principal.require(*plan.scopes)
         if body is None:
             body = await _body(receive, messages)
@@ -274,6 +285,11 @@ class Application(FastAPI):
         if plan.request_name is not None:
             arguments[plan.request_name] = StrictRequest(scope, receive, (body, content))
         return arguments, asked, habit if plain else None
+
+    def _check_open(self, scope: Scope) -> None:
+        """Refuse an address that has used up everything, before any work is done for it."""
+        client = scope.get("client")
+        self._limits.check_open(client[0] if client else None)
 
     def _habit(self, headers: dict[bytes, bytes]) -> _Habit:
         """Looked up by the headers themselves, once they were read.

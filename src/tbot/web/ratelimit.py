@@ -209,14 +209,9 @@ class Limits:
             QuotaExceeded, Unavailable: As `charge`.
         """
         where = _network(address)
-        if principal is None:
-            plan, subjects = self._strangers[kind], (where, 0, 0)
-        else:
-            plan = (self._users if principal.key is None else self._keys)[kind]
-            subjects = (where, principal.user_id.int, principal.session_id.int)
-        if not plan.wanted:
+        plan, claims = self._claims(kind, where, principal)
+        if not claims:
             return ()
-        claims = [(cells, subjects[who]) for cells, who in plan.wanted]
         if self._store is not None:
             answer = await self._store.charge(claims, cost)
             if answer is not None:
@@ -225,11 +220,35 @@ class Limits:
                 _UNSHARED.labels("refused").inc()
                 raise Unavailable("logins cannot be counted at the moment", _RETRY_AFTER_S)
             _UNSHARED.labels("local").inc()
-        now_s = time.monotonic()
-        debts = charge(claims, cost, now_s)
-        if debts is None:
-            raise _exceeded(standings(claims, cost, now_s, charged=False))
-        return (plan.field, (b"ratelimit", plan.left(debts)))
+        return _taken(plan, claims, cost)
+
+    @property
+    def local(self) -> bool:
+        """Whether this process counts for itself: then `take_here` will do."""
+        return self._store is None
+
+    def take_here(
+        self, kind: Kind, address: str | None, principal: Principal
+    ) -> tuple[Header, ...]:
+        """`take` one unit without asking anybody.
+
+        Raises:
+            QuotaExceeded: As `charge`.
+        """
+        plan, claims = self._claims(kind, _network(address), principal)
+        return _taken(plan, claims, 1) if claims else ()
+
+    def _claims(
+        self, kind: Kind, where: str, principal: Principal | None
+    ) -> tuple[_Plan, list[Claim]]:
+        """What a request counts under."""
+        subjects: tuple[str | int, ...]
+        if principal is None:
+            plan, subjects = self._strangers[kind], (where, 0, 0)
+        else:
+            plan = (self._users if principal.key is None else self._keys)[kind]
+            subjects = (where, principal.user_id.int, principal.session_id.int)
+        return plan, [(cells, subjects[who]) for cells, who in plan.wanted]
 
     def _shared(
         self,
@@ -267,6 +286,15 @@ class Limits:
         now_s = time.monotonic()
         if cells.exhausted_s(where, now_s) > 0:
             raise _exceeded(standings([(cells, where)], 1, now_s, charged=False))
+
+
+def _taken(plan: _Plan, claims: Sequence[Claim], cost: int) -> tuple[Header, ...]:
+    """Count in this process; what is left."""
+    now_s = time.monotonic()
+    debts = charge(claims, cost, now_s)
+    if debts is None:
+        raise _exceeded(standings(claims, cost, now_s, charged=False))
+    return (plan.field, (b"ratelimit", plan.left(debts)))
 
 
 @lru_cache(8192)
