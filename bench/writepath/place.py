@@ -37,7 +37,7 @@ def pin(core: int) -> bool:
     return True
 
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it
+MEMORY = Path("/dev/shm")
 
 
 @contextlib.asynccontextmanager
@@ -49,7 +49,7 @@ async def database(*, memory: bool = False) -> AsyncIterator[EmbeddedPostgres]:
             on machines whose disk now and then takes a second for what usually takes two
             milliseconds. Postgres does all the same, and waits for nothing.
     """
-    where = MEMORY if memory and MEMORY.is_dir() else Path("/tmp")  # noqa: S108 - as above
+    where = MEMORY if memory and MEMORY.is_dir() else Path("/tmp")
     directory = Path(tempfile.mkdtemp(prefix="tbot-bench-", dir=where))
     directory.chmod(0o711)
     try:

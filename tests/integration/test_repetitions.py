@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.journal.commands import Accepted

@@ -42,9 +42,7 @@ HALT: Final = "trading"
 _WRITE_ACCOUNTS: Final = """INSERT INTO toy_accounts (account_id, amount, seq, poison)
 SELECT * FROM unnest({0}::uuid[], {1}::numeric[], {2}::bigint[], {3}::boolean[])
 ON CONFLICT (account_id) DO UPDATE SET amount = excluded.amount, seq = excluded.seq"""
-_KEYS: Final = (
-    "SELECT account_id, key, result FROM toy_keys WHERE account_id = ANY($1::uuid[])"
-)
+_KEYS: Final = "SELECT account_id, key, result FROM toy_keys WHERE account_id = ANY($1::uuid[])"
 _WRITE_KEYS: Final = """INSERT INTO toy_keys (account_id, key, result)
 SELECT * FROM unnest({0}::uuid[], {1}::text[], {2}::jsonb[])"""
 

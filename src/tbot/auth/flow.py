@@ -328,9 +328,7 @@ async def authenticate(auth: Auth, token: str, address: str | None = None) -> Pr
             now_s=now_s,
         )
         _VERIFIED.inc()
-        principal = Principal(
-            claims.user_id, claims.session_id, claims.scopes, claims.expires_at_s
-        )
+        principal = Principal(claims.user_id, claims.session_id, claims.scopes, claims.expires_at_s)
         auth.verified[token] = claims, principal
         while len(auth.verified) > auth.settings.tokens_cached_max:
             auth.verified.popitem(last=False)

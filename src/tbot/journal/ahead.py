@@ -97,7 +97,7 @@ class AheadBatch(Batch):
             return False
         if once is not None and not self.answers.adds(once):
             return True
-        return any([projection.recalls(pending.command) for projection in projections])
+        return any(projection.recalls(pending.command) for projection in projections)
 
     def statement(self, projections: Sequence[Projection], lane: int) -> tuple[str, list[Any]]:
         """What confirms all that was assumed and writes everything, and commits by itself.

@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, overload
 
-import asyncpg
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -40,6 +39,7 @@ from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.ahead import AheadBatch
 from tbot.journal.batch import Batch, CommandFailed, Committed, Connection, StateCache
 from tbot.journal.commands import Accepted, Command, Priority, Projection, Switch
+from tbot.journal.faults import RolledBack, is_conflict, is_outage, is_refusal
 from tbot.journal.once import Kept, Once
 from tbot.journal.queue import Answers, CommandQueue, Outcome, Pending, PendingOfMany
 
@@ -69,10 +69,6 @@ _AHEAD = Counter(
 _UNKNOWN = Counter("tbot_committer_unknown_commits_total", "COMMITs whose answer was lost.")
 
 type Listener = Callable[[Sequence[Committed]], None]
-
-
-class _RolledBack(Exception):
-    """COMMIT answered something else than COMMIT: nothing was written."""
 
 
 class Committer:
@@ -318,7 +314,7 @@ class Committer:
         except Exception as error:  # noqa: BLE001 - sorted out in _recover
             self._give_up_next()  # it rests on this one
             self._cache.drop(list(batch.states))
-            certain = _is_refusal(error)
+            certain = is_refusal(error)
             _AHEAD.labels("refuted" if certain else "lost").inc()
             self._careful = _CAREFUL_BATCHES
             groups = [batch.pendings] if certain else await self._recover(batch, error)
@@ -438,7 +434,7 @@ class Committer:
             tag = await connection.execute("COMMIT")
             if tag != "COMMIT":
                 batch.committing = False
-                raise _RolledBack(f"COMMIT answered {tag}")
+                raise RolledBack(f"COMMIT answered {tag}")
         _BATCH_TIME.observe(clock.boot_s() - started_s)
         _BATCH_SIZE.observe(len(batch.pendings) - len(batch.left))
 
@@ -453,10 +449,10 @@ class Committer:
 
     async def _recover(self, batch: Batch, error: Exception) -> list[list[Pending]]:
         """After a failed attempt: what is to be run again, in which groups."""
-        if batch.committing and batch.writing and not _is_refusal(error):
+        if batch.committing and batch.writing and not is_refusal(error):
             return await self._resolve(batch)
         group = batch.pendings
-        if _is_outage(error):
+        if is_outage(error):
             _log.warning("batch_interrupted", error=repr(error), commands=len(group))
             self._cache.drop(batch.account_ids)
             self._discard()
@@ -466,7 +462,7 @@ class Committer:
             self._refuse_late()
             return [self._patient(group)]
         await self._rollback(batch)
-        if _is_conflict(error):
+        if is_conflict(error):
             again = []
             for pending in group:
                 pending.attempts += 1
@@ -575,36 +571,3 @@ async def _free_lane(connection: Connection) -> int:
         if await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", _LANE_CLASS, lane):
             return lane
     raise JournalUnavailable(f"more than {_LANES} committers on this database")
-
-
-def _is_refusal(error: Exception) -> bool:
-    """The database itself said no to a COMMIT: certainly nothing was written."""
-    if isinstance(error, _RolledBack):
-        return True
-    return isinstance(error, asyncpg.PostgresError) and not _is_outage(error)
-
-
-_CONFLICTS: Final = frozenset({"40001", "40P01"})
-_OUTAGE_CLASSES: Final = frozenset({"08", "53", "57", "58", "XX"})
-_OUTAGES: Final = frozenset({"25006", "25P03", "25P04", "55P03"})
-
-
-def _is_conflict(error: Exception) -> bool:
-    """Deadlock or serialization failure: the whole batch may simply be run again."""
-    if isinstance(error, _RolledBack):
-        return True
-    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in _CONFLICTS
-
-
-def _is_outage(error: Exception) -> bool:
-    """The database went away or is in trouble: nothing is wrong with the commands."""
-    if isinstance(error, asyncpg.PostgresError) and error.sqlstate is not None:
-        return error.sqlstate[:2] in _OUTAGE_CLASSES or error.sqlstate in _OUTAGES
-    # asyncpg answers a termination at an unlucky moment with an internal error of its own.
-    return isinstance(
-        error,
-        OSError
-        | asyncpg.InterfaceError
-        | asyncpg.InternalClientError
-        | asyncpg.PostgresConnectionError,
-    )

@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from tbot.core import clock, money
+from tbot.core import clock
 from tbot.core.errors import NotFound
 from tbot.core.ids import FIRST_ID
 from tbot.journal.commands import AccountState, Command, States, Write

@@ -26,9 +26,9 @@ from tbot.auth.throttle import network
 from tbot.core.ids import random_hex
 from tbot.core.limit_settings import OverloadSettings
 from tbot.core.settings import Settings
+from tbot.web.http1 import Http1Protocol
 from tbot.web.overload import Overload
 from tbot.web.peers import Proxies
-from tbot.web.http1 import Http1Protocol
 from tbot.web.problems import Problem
 from tbot.web.representation import ALWAYS, DEFAULTS
 
@@ -286,7 +286,10 @@ class GuardedProtocol(Http1Protocol):
         """End the connection if its peer takes too long."""
         settings = self.watch.settings
         waited_s = now_s - self.since_s
-        if self._blocked_s and now_s - self._blocked_s > settings.write_timeout_s:
+        if self._over:  # its last answer may be one that nobody reads
+            if waited_s > settings.write_timeout_s:
+                self.transport.abort()
+        elif self._blocked_s and now_s - self._blocked_s > settings.write_timeout_s:
             self.cut("write")
         elif self.idle:
             limit_s = settings.keep_alive_s if self._last_cycle else settings.headers_timeout_s
@@ -307,6 +310,7 @@ class GuardedProtocol(Http1Protocol):
     def _end(self, problem: Problem, why: str | None = None) -> None:
         """Answer with a problem and close, whatever is still to come."""
         self._over = True
+        self.since_s = self.watch.now_s
         if self.transport.is_closing():
             return
         if why is not None:

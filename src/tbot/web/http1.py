@@ -2,6 +2,8 @@
 
 The same steps in fewer calls: a plain target is not parsed, a body that is there is not waited for,
 and a request's end does not go through the loop once more. Whatever is unusual takes uvicorn's way.
+
+Entry points: `Http1Protocol`, and `written`, which sends a whole answer at once.
 """
 
 from __future__ import annotations
@@ -9,8 +11,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, cast
 
-from starlette.types import ASGIApp, Message
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from starlette.types import ASGIApp, Send
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 _METHODS: Final = {
     name.encode("ascii"): name
@@ -97,3 +103,42 @@ class Http1Protocol(HttpToolsProtocol):
             self.tasks.add(self.loop.create_task(cycle.run(app, self.tasks)))
         else:
             super()._start_asgi_task(cycle, app)
+
+
+def written(
+    send: Send,
+    status: int,
+    headers: list[tuple[bytes, bytes]],
+    body: bytes,
+    constant: bytes = b"",
+) -> bool:
+    """Write a whole response to uvicorn's transport at once; False where that cannot be.
+
+    uvicorn checks and writes header by header, which takes a tenth of the time of an order. Here
+    only what the request decides is checked: that no header's value ends its line.
+
+    Args:
+        constant: Header lines that are written already, each with its end.
+    """
+    cycle = getattr(send, "__self__", None)
+    if (
+        not isinstance(cycle, RequestResponseCycle)
+        or cycle.disconnected
+        or cycle.response_started
+        or cycle.flow.write_paused
+        or not cycle.keep_alive
+        or cycle.access_log
+    ):
+        return False
+    lines = [name + b": " + value for name, value in cycle.default_headers]
+    lines += [name + b": " + value for name, value in headers]
+    text = b"\r\n".join(lines)
+    ends = len(lines) - 1
+    if text.count(b"\n") != ends or text.count(b"\r") != ends:
+        return False
+    cycle.response_started = True
+    cycle.response_complete = True
+    cycle.transport.write(b"".join((STATUS_LINE[status], text, b"\r\n", constant, b"\r\n", body)))
+    cycle.message_event.set()
+    cycle.on_response()
+    return True

@@ -24,18 +24,17 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from tbot.auth.api_keys import is_key
 from tbot.auth.flow import authenticate, recognised
 from tbot.core import trace as traces
-from tbot.core.errors import QuotaExceeded, TBotError
+from tbot.core.errors import QuotaExceeded, TBotError, Unavailable
 from tbot.web import events, metrics
 from tbot.web.dependencies import PRINCIPAL, current_principal, get_deps
 from tbot.web.deps import Deps
 from tbot.web.edge import done, joined, log_fields, log_request, named, problem_response
+from tbot.web.http1 import Cycle, written
 from tbot.web.limits import URI_BYTES_MAX, parse_json
-from tbot.web.http1 import Cycle
 from tbot.web.negotiation import GZIP, coding_of, packed_or_none, takes_structured
 from tbot.web.overload import Overload
 from tbot.web.peers import Proxies
@@ -49,6 +48,8 @@ _LENGTH: Final = re.compile(rb"[0-9]{1,15}")
 _ALL_DEFAULTS: Final = [*ALWAYS, *DEFAULTS]
 _CONSTANT: Final = b"".join([b"%b: %b\r\n" % header for header in _ALL_DEFAULTS])
 _DEFAULT_NAMES: Final = frozenset(name for name, _ in DEFAULTS)
+_BEGUN: Final = "tbot.begun"
+"""Where a request's scope says that its answer is on its way, in pieces."""
 _NOT_PLAIN: Final = frozenset({b"origin", b"prefer"})
 _HABITS_MAX: Final = 4096
 _HABIT_BYTES_MAX: Final = 4096
@@ -192,7 +193,7 @@ class Application(FastAPI):
                 await self._serve_lean(plan, scope, receive, send, started_s)
         except asyncio.CancelledError:
             late = self._overload.overdue(method)
-            if late is None:
+            if late is None or _BEGUN in scope:
                 raise
             await self._refuse(late, scope, send, started_s)
         finally:
@@ -204,7 +205,7 @@ class Application(FastAPI):
         messages: list[Message] = []
         try:
             arguments, asked, habit = await self._arguments(plan, scope, receive, messages)
-        except QuotaExceeded as error:
+        except (QuotaExceeded, Unavailable) as error:
             await self._refuse(error, scope, send, started_s, plan.route.path)
         except Exception:  # noqa: BLE001 - told by those who tell everything that is wrong
             try:
@@ -346,9 +347,11 @@ class Application(FastAPI):
                 headers, constant = _with_ours(response.raw_headers, headers_of(scope), request_id)
             else:
                 status, headers, body = await whole(asked, status, response.raw_headers, body)
-            if not _written(send, status, headers, body, constant):
+            if not written(send, status, headers, body, constant):
                 if constant:
                     headers += _ALL_DEFAULTS
+                scope[_BEGUN] = True
+                self._overload.answering()
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
         finally:
@@ -375,7 +378,7 @@ class Application(FastAPI):
         status, headers, body = await whole(asked, status, response.raw_headers, body)
         if scope["method"] == "HEAD":
             body = b""
-        if not _written(send, status, headers, body):
+        if not written(send, status, headers, body):
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
         duration_s = perf_counter() - started_s
@@ -432,47 +435,6 @@ def _with_ours(
             rest = [header for header in DEFAULTS if header[0] not in said]
             return [*headers, *ALWAYS, *rest], b""
     return headers, _CONSTANT
-
-
-def _written(
-    send: Send,
-    status: int,
-    headers: list[tuple[bytes, bytes]],
-    body: bytes,
-    constant: bytes = b"",
-) -> bool:
-    """Write a whole response to uvicorn's transport at once; False where that cannot be.
-
-    uvicorn checks and writes header by header, which takes a tenth of the time of an order. Here
-    only what the request decides is checked: that no header's value ends its line.
-
-    Args:
-        constant: Header lines that are written already, each with its end.
-    """
-    cycle = getattr(send, "__self__", None)
-    if (
-        not isinstance(cycle, RequestResponseCycle)
-        or cycle.disconnected
-        or cycle.response_started
-        or cycle.flow.write_paused
-        or not cycle.keep_alive
-        or cycle.access_log
-    ):
-        return False
-    lines = [name + b": " + value for name, value in cycle.default_headers]
-    lines += [name + b": " + value for name, value in headers]
-    text = b"\r\n".join(lines)
-    ends = len(lines) - 1
-    if text.count(b"\n") != ends or text.count(b"\r") != ends:
-        return False
-    cycle.response_started = True
-    cycle.response_complete = True
-    cycle.transport.write(
-        b"".join((STATUS_LINE[status], text, b"\r\n", constant, b"\r\n", body))
-    )
-    cycle.message_event.set()
-    cycle.on_response()
-    return True
 
 
 async def _body(receive: Receive, messages: list[Message]) -> bytes:

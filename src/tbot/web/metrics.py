@@ -76,9 +76,7 @@ class _Requests(Collector):
         bounds = [*map(str, _BOUNDS_S), "+Inf"]
         for (method, route), one in list(self._durations.items()):
             counts = accumulate(one.counts)
-            durations.add_metric(
-                [method, route], list(zip(bounds, counts, strict=True)), one.sum_s
-            )
+            durations.add_metric([method, route], list(zip(bounds, counts, strict=True)), one.sum_s)
         yield durations
 
 
