@@ -6,10 +6,11 @@ The API runs on core 0 with every limit as it is by default; Postgres, the custo
 core 1. The customer places orders at a steady pace over one connection, first in peace, then under
 a thousand connections of slow heads, slow bodies, junk, failing logins, oversized bodies, bad
 tokens and paths that are none, from sixteen addresses (`bench/flood/attack.py`: bounded in rate and
-time, ends by itself). An order's time counts from when it was due, so waiting is not hidden. The
-database lies in memory unless `--disk` is given: what a disk takes for a commit is the same with and
-without a flood, and on a machine that shares one it hides everything else. Prints a table and ends
-with one line of JSON.
+time, ends by itself). An order's time counts from when it was due, so waiting is not hidden.
+
+The database lies in memory unless `--disk` is given: what a disk takes for a commit is the same
+with and without a flood, and on a machine that shares one it hides everything else. Prints a table
+and ends with one line of JSON.
 """
 
 from __future__ import annotations

@@ -140,8 +140,10 @@ class FakeOutput:
         self.received.extend(json.loads(frame.text) for frame in frames)
         self.batches.append(sum(len(frame.payload) for frame in frames))
 
-    def ping(self) -> None:
-        self.pings += 1
+    def ping(self) -> bool:
+        if self.ready:
+            self.pings += 1
+        return self.ready
 
     def close(self, code: int, reason: str) -> None:
         self.closed = (code, reason)

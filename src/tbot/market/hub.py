@@ -357,17 +357,30 @@ class Hub:
         heard_at = subscriber.output.heard_at
         if heard_at is not None and not subscriber.closing:
             quiet_at = heard_at + settings.heartbeat_s
-            if now > quiet_at + settings.heartbeat_timeout_s:
-                subscriber.close(CLOSE_SILENT, "no sign of life")
-            elif now > quiet_at:
-                if subscriber.pinged_at < quiet_at:
-                    subscriber.pinged_at = now
-                    subscriber.output.ping()
-                next_at = min(next_at, quiet_at + settings.heartbeat_timeout_s)
+            if now > quiet_at:
+                next_at = min(next_at, self._ask_for_life(subscriber, quiet_at, now))
             else:
                 next_at = min(next_at, quiet_at)
         if not subscriber.closing and next_at < inf:
             self._wheel.put(subscriber, next_at)
+
+    def _ask_for_life(self, subscriber: Subscriber, quiet_at: float, now: float) -> float:
+        """Ping who has said nothing since before `quiet_at`; when to look at it again.
+
+        While its connection takes nothing it cannot be asked, nor answer what it was asked before:
+        then `stall_timeout_s` counts, and afterwards it has its time again.
+        """
+        if subscriber.pinged_at < quiet_at:
+            if not subscriber.output.ping():
+                return now + TICK_S
+            subscriber.pinged_at = now
+        elif subscriber.blocked_since is not None:
+            return now + TICK_S
+        asked_at = max(subscriber.pinged_at, subscriber.patient_from)
+        closes_at = asked_at + self.settings.heartbeat_timeout_s
+        if now > closes_at:
+            subscriber.close(CLOSE_SILENT, "no sign of life")
+        return closes_at
 
     def _retire(self, topic: Topic) -> None:
         del self._idle_since[topic]

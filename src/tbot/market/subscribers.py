@@ -47,8 +47,8 @@ class Output(Protocol):
     def write(self, batch: Batch) -> None:
         """Send frames in order; only while `ready`."""
 
-    def ping(self) -> None:
-        """Ask the peer for a sign of life."""
+    def ping(self) -> bool:
+        """Ask the peer for a sign of life; False while it takes nothing: ask again."""
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame if the peer takes it, and end the connection within a second."""
@@ -120,6 +120,8 @@ class Subscriber:
             it is in step with a group.
         codec: How its messages are written; its topics are of the same.
         waiting_bytes: Bytes of control and private frames that wait for the output.
+        pinged_at: Loop time of the last ping; `patient_from` of the last moment at which the output
+            took something again: a ping may have waited for it.
         deadline_at: Loop time at which `on_deadline` is to be called; infinite for never.
         tick: The timing wheel's own.
     """
@@ -127,7 +129,7 @@ class Subscriber:
     __slots__ = (
         "_control", "_desk", "_group", "_private", "_private_bytes", "_room",
         "blocked_since", "closing", "codec", "cursors", "deadline_at", "interest", "on_close",
-        "on_deadline", "output", "pinged_at", "tick", "waiting_bytes",
+        "on_deadline", "output", "patient_from", "pinged_at", "tick", "waiting_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -153,7 +155,7 @@ class Subscriber:
         self.waiting_bytes = 0
         self._room: asyncio.Event | None = None
         self.blocked_since: float | None = None
-        self.pinged_at = 0.0
+        self.pinged_at = self.patient_from = 0.0
         self.tick = -1
         output.on_ready = self.flush
 
@@ -260,6 +262,7 @@ class Subscriber:
                 return
             if self.blocked_since is not None:
                 self.blocked_since = None
+                self.patient_from = self._desk.now()
                 if self._group is None:
                     self._desk.revisit(self)  # to join a group
             frames = self._collect()

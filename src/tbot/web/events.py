@@ -175,12 +175,14 @@ class EventOutput:
         head = b"" if place is None else b"id: " + place.encode("ascii") + b"\n"
         return head + b"data: " + frame.payload + b"\n\n"
 
-    def ping(self) -> None:
+    def ping(self) -> bool:
         """A comment, when the client takes anything at all."""
-        if self.ready:
-            self.ready = False
-            self._batches.append(_COMMENT)
-            self._wake.set()
+        if not self.ready:
+            return False
+        self.ready = False
+        self._batches.append(_COMMENT)
+        self._wake.set()
+        return True
 
     def close(self, code: int, reason: str) -> None:
         """Say why, and end."""

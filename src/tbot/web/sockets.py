@@ -261,10 +261,12 @@ class Wire(asyncio.Protocol):
         if not self._closed:
             self.transport.write(head + payload)
 
-    def ping(self) -> None:
-        """Send a ping; its pong, like any byte, moves `heard_at`."""
-        if self.ready:
-            self.transport.write(_PING)
+    def ping(self) -> bool:
+        """Send a ping, if the peer takes it; its pong, like any byte, moves `heard_at`."""
+        if not self.ready:
+            return False
+        self.transport.write(_PING)
+        return True
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame if the peer still reads; cut the connection a second later."""
@@ -326,8 +328,9 @@ class AsgiOutput:
             self._sending = None
         self.on_ready()
 
-    def ping(self) -> None:
+    def ping(self) -> bool:
         """Nothing: ASGI cannot ping."""
+        return True
 
     def close(self, code: int, reason: str) -> None:
         """Send a close message once the last batch is out, both within a second."""

@@ -237,11 +237,47 @@ async def test_a_silent_peer_is_pinged_once_and_then_closed() -> None:
     subscriber, output = desk.client()
     output.heard = start = desk.hub.now()
     desk.hub.look_at(subscriber)
-    for after, pings, closed in ((14, 0, False), (16, 1, False), (20, 1, False), (24, 1, True)):
+    for after, pings, closed in ((14, 0, False), (16, 1, False), (20, 1, False), (25, 1, True)):
         desk.hub.now = lambda after=after: start + after  # type: ignore[method-assign,misc]
         desk.hub.look_around()
         assert (output.pings, output.closed is not None) == (pings, closed), after
     assert output.closed is not None and output.closed[0] == CLOSE_SILENT
+    await desk.hub.stop()
+
+
+async def test_who_could_not_be_pinged_is_pinged_later() -> None:
+    desk = Desk(heartbeat_s=15, heartbeat_timeout_s=8, stall_timeout_s=60)
+    subscriber, output = desk.client()
+    output.heard = start = desk.hub.now()
+    desk.hub.look_at(subscriber)
+    output.stall()
+    steps = ((16, 0, False), (24, 0, False), (30, 1, False), (37, 1, False), (39, 1, True))
+    for after, pings, closed in steps:
+        desk.hub.now = lambda after=after: start + after  # type: ignore[method-assign,misc]
+        if after == 30:
+            output.resume()
+        desk.hub.look_around()
+        assert (output.pings, output.closed is not None) == (pings, closed), after
+    await desk.hub.stop()
+
+
+async def test_a_ping_that_waits_in_a_stalled_connection_is_waited_for() -> None:
+    desk = Desk(heartbeat_s=15, heartbeat_timeout_s=8, stall_timeout_s=60)
+    subscriber, output = desk.client()
+    desk.sub(subscriber, "trades")
+    output.heard = start = desk.hub.now()
+    desk.hub.look_at(subscriber)
+    for after, closed in ((16, False), (25, False), (32, False), (34, True)):
+        desk.hub.now = lambda after=after: start + after  # type: ignore[method-assign,misc]
+        if after == 16:
+            desk.hub.look_around()
+            output.stall()
+            subscriber.flush()
+        elif after == 25:
+            desk.hub.look_around()
+            output.resume()
+        desk.hub.look_around()
+        assert (output.pings, output.closed is not None) == (1, closed), after
     await desk.hub.stop()
 
 
