@@ -48,3 +48,28 @@ async def test_key_of_an_order_while_the_gateway_is_away(desk: Any) -> None:
     away = Refused(Reason.GATEWAY_AWAY, "away")
     again = await desk.committer.commit(desk.order(account_id, hindrance=away), once)
     assert isinstance(again, Kept), again
+
+
+async def test_a_twin_of_other_content_does_not_take_the_key_of_its_leader(desk: Any) -> None:
+    account_id = await desk.open(USDT="1000")
+    for _ in range(12):
+        placed = await desk.place(account_id, "0.1", "90")
+        await desk.cancel(placed.result.order)
+        await desk.report(placed.result.order, VenueStatus.CANCELED)
+
+    def render(outcome: Any) -> Kept | None:
+        if isinstance(outcome, Refused):
+            return Kept(422, {}, b"refused")
+        return Kept(201, {}, str(outcome.order.id).encode())
+
+    key = new_id()
+    one = Once(key, b"1" * 16, render)
+    other = Once(key, b"2" * 16, render)
+    first, second = await asyncio.gather(
+        desk.committer.commit(desk.order(account_id, client_order_id="one"), one),
+        desk.committer.commit(desk.order(account_id, client_order_id="two"), other),
+    )
+    assert isinstance(first, Accepted), first
+    assert isinstance(second, Refused) and second.reason is Reason.IDEMPOTENCY_KEY_REUSED, second
+    again = await desk.committer.commit(desk.order(account_id, client_order_id="one"), one)
+    assert isinstance(again, Kept) and again.status == 201, again

@@ -70,15 +70,15 @@ class AheadBatch(Batch):
                 return self._leave(newly)
         if self.context is None:
             self.context = Context(now=clock.utc_now(), switches=self.switches)
+        kept = self.answers.count
         heads = [(state.account_id, (state.seq, state.hash)) for state in newly]
         try:
             self._decide_one(pending, self.context, projections)
         except Exception as error:
             raise CommandFailed(pending, error) from error
-        if self._doubtful(pending, projections):
+        if self._doubtful(pending, kept, projections):
             self.outcomes.pop()
-            if pending.once is not None:
-                self.answers.take_back(pending.once)
+            self.answers.cut(kept)
             return self._leave(newly)
         self.pendings.append(pending)
         self.heads.update(heads)
@@ -90,12 +90,15 @@ class AheadBatch(Batch):
             del self.states[state.account_id]
         return False
 
-    def _doubtful(self, pending: Pending, projections: Sequence[Projection]) -> bool:
-        """Whether it was refused, and only a look can tell that it was not carried out before."""
-        once = pending.once
+    def _doubtful(self, pending: Pending, kept: int, projections: Sequence[Projection]) -> bool:
+        """Whether it was refused, and only a look can tell that it was not carried out before.
+
+        Args:
+            kept: How many answers were to be written before it was decided.
+        """
         if isinstance(self.outcomes[-1][1], Accepted | Kept):
             return False
-        if once is not None and not self.answers.adds(once):
+        if pending.once is not None and self.answers.count == kept:
             return True
         return any(projection.recalls(pending.command) for projection in projections)
 

@@ -163,14 +163,16 @@ class KeptAnswers:
             self._known[once.key] = Record(once.content, answer)
             self._added.append(once.key)
 
-    def adds(self, once: Once) -> bool:
-        """Whether the newest answer to be written is that under this key."""
-        return bool(self._added) and self._added[-1] == once.key
+    @property
+    def count(self) -> int:
+        """How many answers are to be written; `cut` back to it what is decided from now on."""
+        return len(self._added)
 
-    def take_back(self, once: Once) -> None:
-        """Forget the newest answer, if it is that under this key: it was decided too early."""
-        if self.adds(once):
-            del self._known[self._added.pop()]
+    def cut(self, count: int) -> None:
+        """Forget the newest answers, all but so many: they were decided too early."""
+        for key in self._added[count:]:
+            del self._known[key]
+        del self._added[count:]
 
     @property
     def added(self) -> bool:

@@ -287,7 +287,8 @@ def _columns(orders: Sequence[Order], columns: Sequence[tuple[str, str]]) -> lis
 
 
 def _texts(amounts: Sequence[Any]) -> list[str | None]:
-    return [None if amount is None else str(amount) for amount in amounts]
+    text = money.text
+    return [None if amount is None else text(amount) for amount in amounts]
 
 
 def _fill_columns(fills: Sequence[Fill]) -> list[list[Any]]:
