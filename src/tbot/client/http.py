@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +28,8 @@ from tbot.client.tokens import NEVER_SENT, TokenKeeper, retry_after_s
 _BUSY: Final = (429, 503)
 _LOST: Final = (500, 502, 504)
 
-_ANY = {"If-Match": "*"}
-"""A change of whatever version there is."""
+_ANY: Final = "*"
+"""The `If-Match` of a change of whatever version there is."""
 
 
 class Api:
@@ -59,6 +60,7 @@ class Api:
         params: Mapping[str, Any] | None = None,
         wait_s: float | None = None,
         key: str | None = None,
+        if_match: str | None = None,
     ) -> T:
         """Send a request and read its answer.
 
@@ -66,17 +68,25 @@ class Api:
             params: None values are left out.
             wait_s: Sent as `Prefer: wait`; the answer may take that much longer.
             key: The `Idempotency-Key` of a POST or PATCH; made here when none is given.
+            if_match: The `etag` of what a PATCH is to change; None for whatever it is now.
+
+        Returns:
+            The answer; with its `ETag`, where the type has an attribute `etag`.
 
         Raises:
             AuthError, NotFound, Refused: A definite no.
             Unavailable: Certainly not done, although tried for `retry_s`.
             OutcomeUnknown: May have been done: call again with the same `key` to learn.
         """
-        response = await self._send(method, path, json, params, wait_s, key)
+        response = await self._send(method, path, json, params, wait_s, key, if_match)
         try:
-            return msgspec.json.decode(response.content, type=result)
+            found: Any = msgspec.json.decode(response.content, type=result)
         except msgspec.MsgspecError as error:
             raise ProtocolError(f"{method} {path}: {error}") from error
+        if hasattr(found, "etag"):
+            found = replace(found, etag=response.headers.get("etag"))
+        told: T = found
+        return told
 
     async def pages[T](
         self, item: type[T], path: str, params: Mapping[str, Any]
@@ -148,6 +158,7 @@ class Api:
         params: Mapping[str, Any] | None,
         wait_s: float | None,
         key: str | None,
+        if_match: str | None,
     ) -> httpx.Response:
         backoff = FullJitter(0.1, 5.0)
         deadline_s = time.monotonic() + self._retry_s
@@ -159,7 +170,9 @@ class Api:
         refused_token: str | None = None
         while True:
             token = await self._tokens.get(stale=refused_token)
-            headers = {"Authorization": f"Bearer {token}"} | (_ANY if method == "PATCH" else {})
+            headers = {"Authorization": f"Bearer {token}"}
+            if method == "PATCH":
+                headers["If-Match"] = if_match or _ANY
             if key is not None:
                 headers["Idempotency-Key"] = key
             timeout_s = self._http.timeout.read or 10.0

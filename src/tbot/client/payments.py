@@ -191,6 +191,7 @@ class Webhook:
         kinds: Of the entries it gets; all when empty.
         sequence: The last entry that it is done with.
         secret: Verifies its messages; only in the answer to `create`.
+        etag: For `if_match` of a change; None in lists.
     """
 
     id: UUID
@@ -203,6 +204,7 @@ class Webhook:
     updated_at: datetime
     disabled_reason: str | None = None
     secret: str | None = field(default=None, repr=False)
+    etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,17 +262,31 @@ class Webhooks:
         url: str | None = None,
         kinds: Sequence[str] | None = None,
         enabled: bool | None = None,
+        if_match: str | None = None,
+        key: str | None = None,
     ) -> Webhook:
-        """Change what is given; `enabled=True` lets a disabled one go on."""
+        """Change what is given; `enabled=True` lets a disabled one go on.
+
+        Args:
+            if_match: The `etag` of the webhook as you saw it; None for whatever it is now.
+
+        Raises:
+            Refused: `precondition_failed`: it was changed since; look again.
+        """
         given = {"url": url, "kinds": None if kinds is None else list(kinds), "enabled": enabled}
         body = {name: value for name, value in given.items() if value is not None}
-        return await self._api.request(Webhook, "PATCH", f"/v1/webhooks/{webhook_id}", json=body)
+        path = f"/v1/webhooks/{webhook_id}"
+        return await self._api.request(
+            Webhook, "PATCH", path, json=body, key=key, if_match=if_match
+        )
 
-    async def replay(self, webhook_id: UUID | str, from_sequence: int) -> Webhook:
+    async def replay(
+        self, webhook_id: UUID | str, from_sequence: int, *, key: str | None = None
+    ) -> Webhook:
         """Deliver again from an entry on; the messages keep their ids."""
         path = f"/v1/webhooks/{webhook_id}/replay"
         body = {"from_sequence": from_sequence}
-        return await self._api.request(Webhook, "POST", path, json=body)
+        return await self._api.request(Webhook, "POST", path, json=body, key=key)
 
     def deliveries(self, webhook_id: UUID | str, *, dead: bool = False) -> AsyncIterator[Delivery]:
         """Recent deliveries, newest entry first; `dead` lists those that were given up."""

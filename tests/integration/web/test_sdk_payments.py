@@ -70,6 +70,12 @@ async def test_webhooks(site: Any) -> None:
         assert hook.secret not in repr(hook)
         changed = await client.webhooks.change(hook.id, enabled=False)
         assert (changed.enabled, changed.disabled_reason) == (False, "owner")
+        with pytest.raises(Refused) as refused:
+            await client.webhooks.change(hook.id, kinds=["order.*"], if_match=hook.etag)
+        assert refused.value.code == "precondition_failed"
+        again = await client.webhooks.change(hook.id, kinds=["*"], if_match=changed.etag)
+        assert again.etag == (await client.webhooks.get(hook.id)).etag != changed.etag
+        await client.webhooks.change(hook.id, kinds=["payment.*"])
         assert (await client.webhooks.replay(hook.id, 2)).sequence == 1
         assert [h.secret async for h in client.webhooks.list()] == [None]
         assert [d async for d in client.webhooks.deliveries(hook.id, dead=True)] == []

@@ -204,7 +204,9 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
         listed = (await root.get("/v1/users")).json()["items"]
         admin = next(one["id"] for one in listed if one["role"] == "admin")
         assert (await root.get(f"/v1/users/{admin}/security-events")).status_code == 200
-        last = await root.patch(f"/v1/users/{admin}", json={"role": "viewer"})
+        last = await root.patch(
+            f"/v1/users/{admin}", json={"role": "viewer"}, headers={"If-Match": "*"}
+        )
         assert last.json()["code"] == "last_administrator"
         await root.post(
             "/v1/users",
