@@ -190,7 +190,8 @@ class Webhook:
     Attributes:
         kinds: Of the entries it gets; all when empty.
         sequence: The last entry that it is done with.
-        secret: Verifies its messages; only in the answer to `create`.
+        secret: Verifies its messages; only in the answers to `create` and `rotate_secret`.
+        old_secret_until: Until when they are signed with the secret before it, too.
         etag: For `if_match` of a change; None in lists.
     """
 
@@ -203,6 +204,7 @@ class Webhook:
     created_at: datetime
     updated_at: datetime
     disabled_reason: str | None = None
+    old_secret_until: datetime | None = None
     secret: str | None = field(default=None, repr=False)
     etag: str | None = None
 
@@ -286,6 +288,19 @@ class Webhooks:
         """Deliver again from an entry on; the messages keep their ids."""
         path = f"/v1/webhooks/{webhook_id}/replay"
         body = {"from_sequence": from_sequence}
+        return await self._api.request(Webhook, "POST", path, json=body, key=key)
+
+    async def rotate_secret(
+        self, webhook_id: UUID | str, *, overlap_s: int | None = None, key: str | None = None
+    ) -> Webhook:
+        """Give a webhook a new secret; keep the `secret` of the answer.
+
+        Args:
+            overlap_s: How long messages are signed with the old one, too; None for as long as the
+                server allows, 0 when it has leaked.
+        """
+        path = f"/v1/webhooks/{webhook_id}/rotate-secret"
+        body = {} if overlap_s is None else {"overlap_s": overlap_s}
         return await self._api.request(Webhook, "POST", path, json=body, key=key)
 
     def deliveries(self, webhook_id: UUID | str, *, dead: bool = False) -> AsyncIterator[Delivery]:

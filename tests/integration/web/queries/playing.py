@@ -155,7 +155,7 @@ async def ask_webhooks(site: Any, account_id: UUID) -> None:
             )  # fmt: skip
             made = await webhooks.create(connection, new, site.settings.webhooks)
             assert isinstance(made, webhooks.Webhook)
-            hooks.append(await webhooks.change(connection, made, enabled=True))
+            hooks.append(await webhooks.change(connection, made.id, enabled=True))
         hook = await webhooks.get(connection, hooks[0].id, owner)
         assert await webhooks.place(connection, account_id, seq) == digest
         await webhooks.list_of(connection, owner, None, 10)
@@ -171,6 +171,7 @@ async def ask_webhooks(site: Any, account_id: UUID) -> None:
         for dead in (False, True):
             assert await webhooks.list_deliveries(connection, hook.id, dead=dead)
         hook = await webhooks.replay(connection, hook, 0, digest)
+        hook = await webhooks.rotate(connection, hook.id, bytes(32), timedelta(hours=1))
         await webhooks.disable(connection, hook, "dead letters")
         await webhooks.delete(connection, hooks[1])
 
