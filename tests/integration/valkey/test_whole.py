@@ -197,9 +197,16 @@ async def test_a_valkey_that_is_lost_and_comes_back_changes_speed_only(
 async def test_one_order_from_the_request_to_the_venue_and_the_journal(
     two: Two, log_lines: Callable[[], list[str]], eventually: Any
 ) -> None:
-    request_id = "5f3c1f0a-follow-me"
-    token = await two.log_in(two.whole)
-    async with two.client(two.whole, Authorization=token) as client:
+    """Taken by the process that sends it, and by one that has no venue."""
+    for parts, request_id in ((two.whole, "5f3c1f0a-follow-me"), (two.api, "5f3c1f0a-me-too")):
+        await follow_an_order(two, parts, request_id, log_lines, eventually)
+
+
+async def follow_an_order(
+    two: Two, parts: Parts, request_id: str, log_lines: Callable[[], list[str]], eventually: Any
+) -> None:
+    token = await two.log_in(parts)
+    async with two.client(parts, Authorization=token) as client:
         body = {"name": "a", "starting_balance": {"USDT": "100000"}}
         account = (await client.post("/v1/accounts", json=body)).json()["id"]
         order = {"account_id": account, "symbol": "BTC-USDT", "side": "buy", "type": "market"}

@@ -316,7 +316,8 @@ async def show_a_second_factor(site: Any, client: Any) -> None:
 async def ask_stores(connection: Any, account_id: UUID) -> None:
     """What no request asks: the gateway's, the sweepers' and the dispatchers' questions."""
     now = clock.utc_now()
-    await orders_store.list_venue_open(connection, "paper")
+    for order in await orders_store.list_venue_open(connection, "paper"):
+        await orders_store.placed_under(connection, order)
     await orders_store.find_external(connection, account_id)
     await orders_store.load_instruments(connection, "paper")
     await ledger_store.list_accounts(connection, None, None, 10)
