@@ -165,20 +165,14 @@ class Api:
         query = {name: value for name, value in (params or {}).items() if value is not None}
         if method in ("POST", "PATCH") and key is None and "client_order_id" not in (json or {}):
             key = secrets.token_hex(16)
+        given = _headers(method, key, if_match, wait_s)
+        timeout_s = (self._http.timeout.read or 10.0) + (wait_s or 0.0)
         maybe_done = False
         stepped_up = False
         refused_token: str | None = None
         while True:
             token = await self._tokens.get(stale=refused_token)
-            headers = {"Authorization": f"Bearer {token}"}
-            if method == "PATCH":
-                headers["If-Match"] = if_match or _ANY
-            if key is not None:
-                headers["Idempotency-Key"] = key
-            timeout_s = self._http.timeout.read or 10.0
-            if wait_s is not None:
-                headers["Prefer"] = f"wait={wait_s:g}"
-                timeout_s += wait_s
+            headers = {**given, "Authorization": f"Bearer {token}"}
             at_least_s = 0.0
             try:
                 response = await self._http.request(
@@ -213,6 +207,20 @@ class Api:
                     OutcomeUnknown(why, key) if maybe_done and method != "GET" else Unavailable(why)
                 )
             await asyncio.sleep(delay_s)
+
+
+def _headers(
+    method: str, key: str | None, if_match: str | None, wait_s: float | None
+) -> dict[str, str]:
+    """What a request says beside who sends it."""
+    headers = {}
+    if method == "PATCH":
+        headers["If-Match"] = if_match or _ANY
+    if key is not None:
+        headers["Idempotency-Key"] = key
+    if wait_s is not None:
+        headers["Prefer"] = f"wait={wait_s:g}"
+    return headers
 
 
 async def save(chunks: AsyncIterator[bytes], target: Path) -> int:

@@ -6,9 +6,9 @@ a text that looks like one of our tokens or says of itself that it is a password
 cannot break a line or deceive who reads it: JSON escapes them, and the terminal form does the same.
 docs/logging.md tells the rest.
 
-As JSON, the program's own events do not go through standard logging: an access log costs every request
-one. Each is encoded first; if its line is plain (scalars of listed fields, nothing escaped, nothing
-that even begins like a secret) it is written as it is, and only otherwise looked at with care.
+As JSON, the program's own events do not go through standard logging: an access log costs every
+request one. Each is encoded first; if its line is plain (scalars of listed fields, nothing escaped,
+nothing that even begins like a secret) it is written as it is, and otherwise looked at with care.
 """
 
 from __future__ import annotations
@@ -174,10 +174,7 @@ def _json(event: dict[str, Any]) -> str:
         encoded = _encode(event)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         encoded = b"\xff"  # lone surrogates, huge numbers and the like: Python's own can do them
-    if encoded.isascii():
-        line = encoded.decode("ascii")
-    else:
-        line = json.dumps(event, default=repr)
+    line = encoded.decode("ascii") if encoded.isascii() else json.dumps(event, default=repr)
     return line.replace("\x7f", "\\u007f")
 
 

@@ -220,9 +220,7 @@ async def change_user(
     active = None if body.status is None else body.status == "active"
     once = await keyed(request, parts, principal, principal.user_id, _answer)
     actor = actor_of(request, principal)
-    outcome = await users.change_user(
-        parts.pool, user_id, actor, body.role, active, once, versions
-    )
+    outcome = await users.change_user(parts.pool, user_id, actor, body.role, active, once, versions)
     sessions_ended(parts.auth, user_id)
     return respond(outcome, _answer)
 

@@ -163,6 +163,7 @@ def webhook_json(webhook: Webhook) -> dict[str, Any]:
 
 
 def delivery_json(delivery: Delivery) -> dict[str, Any]:
+    """A delivery as `DeliveryOut` describes it, in JSON types."""
     next_at = delivery.next_at
     return {
         "sequence": delivery.seq,

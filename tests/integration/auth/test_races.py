@@ -70,9 +70,7 @@ async def enrol(auth: Auth, principal: Principal) -> bytes:
         sealed = auth.sealing.seal(principal.user_id, secret)
         assert await factors.begin(connection, principal.user_id, sealed)
         code = totp.code_at(secret, int(time.time()) // 30)
-        assert await factors.confirm(
-            connection, auth.sealing, principal.user_id, code, time.time()
-        )
+        assert await factors.confirm(connection, auth.sealing, principal.user_id, code, time.time())
     return secret
 
 

@@ -62,7 +62,7 @@ async def test_a_key_comes_changes_and_goes(pool: Any) -> None:
         assert by_one is not None and ann not in first, "what was there is sealed at the start"
         await show(auth, "ann", ann)
         bob = await enrol(auth, "bob")
-        (_, (second, by)) = await stored(pool)
+        _, (second, by) = await stored(pool)
         assert by == by_one and bob not in second, "and what comes, at once"
         await show(auth, "bob", bob)
     before = await stored(pool)

@@ -226,7 +226,9 @@ async def test_every_method_sends_and_reads_what_the_document_says(
             for sent in requests:
                 operation = described.check(sent)
                 if takes(operation, "If-Match"):
-                    assert sent.headers["If-Match"] == SAMPLES["if_match"], f"{name} has no if_match"
+                    assert (
+                        sent.headers["If-Match"] == SAMPLES["if_match"]
+                    ), f"{name} has no if_match"
                 reached.add((sent.method, operation["operationId"]))
             if results:
                 paged, kind = results[0]

@@ -240,8 +240,8 @@ async def test_while_a_receiver_changes_its_secret_messages_fit_both(
         )
         problem(other, 422, "idempotency_key_reused")
         # Without a key it gets another one, and what the receiver knows is still good.
-        for _ in range(3):
-            secrets.append((await rotated({"overlap_s": 3600})).json()["secret"])
+        more = [await rotated({"overlap_s": 3600}) for _ in range(3)]
+        secrets += [one.json()["secret"] for one in more]
         await signed_with({secrets[0]: False, **dict.fromkeys(secrets[1:], True)})
         # One that has leaked signs nothing any more.
         last = (await rotated({"overlap_s": 0})).json()["secret"]
