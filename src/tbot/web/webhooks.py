@@ -94,8 +94,8 @@ def _checked(deps: Deps, url: str) -> str:
     status_code=201,
     response_model=WebhookCreated,
     responses={
-        201: {"headers": {"Location": {"schema": {"type": "string"}}}},
-        **problems("not_found", Reason.WEBHOOKS_MAX),
+        201: {"headers": {"Location": {"schema": {"type": "string"}}, **TAGGED["headers"]}},
+        **problems("not_found", "outcome_unknown", Reason.WEBHOOKS_MAX),
     },
 )
 async def create_webhook(
@@ -224,7 +224,7 @@ async def get_webhook(parts: Parts, principal: AccountReader, webhook_id: Id) ->
     response_model=WebhookOut,
     responses={
         200: TAGGED,
-        **problems("precondition_required", Reason.PRECONDITION_FAILED),
+        **problems("outcome_unknown", "precondition_required", Reason.PRECONDITION_FAILED),
     },
 )
 async def change_webhook(
@@ -261,7 +261,10 @@ async def change_webhook(
     operation_id="delete_webhook",
     status_code=204,
     response_class=Response,
-    responses={204: {"description": "It is gone, with its deliveries."}},
+    responses={
+        204: {"description": "It is gone, with its deliveries."},
+        **problems("outcome_unknown"),
+    },
 )
 async def delete_webhook(parts: Parts, principal: WebhookWriter, webhook_id: Id) -> Response:
     """Delete a webhook."""
@@ -275,7 +278,7 @@ async def delete_webhook(parts: Parts, principal: WebhookWriter, webhook_id: Id)
     "/webhooks/{webhook_id}/replay",
     operation_id="replay_webhook",
     response_model=WebhookOut,
-    responses={200: TAGGED},
+    responses={200: TAGGED, **problems("outcome_unknown")},
 )
 async def replay_webhook(
     request: HttpRequest,
@@ -304,7 +307,7 @@ async def replay_webhook(
     operation_id="rotate_webhook_secret",
     openapi_extra=SHOWS_SECRET,
     response_model=WebhookRotated,
-    responses={200: TAGGED},
+    responses={200: TAGGED, **problems("outcome_unknown")},
 )
 async def rotate_secret(
     request: HttpRequest,
