@@ -36,6 +36,7 @@ class Two:
     whole: Parts
     api: Parts
     valkey: Any
+    access: PaperAccess
 
     def client(self, parts: Parts, **headers: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(parts.app)
@@ -90,7 +91,7 @@ async def two(
                 return not await whole.unready()
 
             await eventually(ready, 60)
-            yield Two(whole, api, own_valkey)
+            yield Two(whole, api, own_valkey, access)
     finally:
         exchange.terminate()
         await asyncio.to_thread(exchange.wait, 10)
@@ -195,11 +196,19 @@ async def test_a_valkey_that_is_lost_and_comes_back_changes_speed_only(
 
 
 async def test_one_order_from_the_request_to_the_venue_and_the_journal(
-    two: Two, log_lines: Callable[[], list[str]], eventually: Any
+    two: Two, database_url: str, log_lines: Callable[[], list[str]], eventually: Any
 ) -> None:
-    """Taken by the process that sends it, and by one that has no venue."""
-    for parts, request_id in ((two.whole, "5f3c1f0a-follow-me"), (two.api, "5f3c1f0a-me-too")):
-        await follow_an_order(two, parts, request_id, log_lines, eventually)
+    """Taken by the process that sends it, and by one that leaves the sending to the other."""
+    await follow_an_order(two, two.whole, "5f3c1f0a-follow-me", log_lines, eventually)
+    settings = two.whole.settings.model_copy(update={"roles": ["api", "market"]})
+    async with running(settings, database_url, two.access) as taker:
+
+        async def ready() -> bool:
+            return not await taker.unready()
+
+        await eventually(ready, 60)
+        assert taker.gateway is None
+        await follow_an_order(two, taker, "5f3c1f0a-me-too", log_lines, eventually)
 
 
 async def follow_an_order(

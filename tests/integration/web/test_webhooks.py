@@ -223,7 +223,9 @@ async def test_while_a_receiver_changes_its_secret_messages_fit_both(
         async def rotated(body: Any = None, **headers: str) -> Any:
             answer = await client.post(f"{path}/rotate-secret", json=body, headers=headers)
             assert answer.status_code == 200, answer.text
-            assert answer.headers["etag"] == (await client.get(path)).headers["etag"]
+            # What comes after the dot is about deliveries, which go on.
+            now = (await client.get(path)).headers["etag"]
+            assert answer.headers["etag"].partition(".")[0] == now.partition(".")[0]
             WebhookRotated.model_validate(answer.json())
             return answer
 
@@ -247,8 +249,8 @@ async def test_while_a_receiver_changes_its_secret_messages_fit_both(
         last = (await rotated({"overlap_s": 0})).json()["secret"]
         await signed_with({secrets[-1]: False, secrets[-2]: True, last: True})
         # The time of all old ones is over.
-        over = "UPDATE webhooks SET version = version + 1, old_until = ARRAY["
-        await quick.pool.execute(over + "now(), now(), now()] WHERE cardinality(old_until) = 3")
+        over = "UPDATE webhooks SET version = version + 1, old_until = ARRAY[now(), now(), now()]"
+        await quick.pool.execute(over)
         await signed_with({**dict.fromkeys(secrets, False), last: True})
         assert "secret" not in (await client.get(path)).json()
         for wrong in ({"overlap_s": 86_401}, {"overlap_s": -1}, {"overlap_s": "1"}):

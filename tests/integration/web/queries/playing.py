@@ -372,7 +372,11 @@ async def look_for_unsettled(site: Any) -> None:
     """What a gateway asks when it is told of orders."""
     parts = SimpleNamespace(pool=site.pool, venue=SimpleNamespace(name="paper"))
     taken: list[Any] = []
-    epoch = SimpleNamespace(_parts=parts, orders={}, _take=lambda order, mine: taken.append(order))
+
+    def take(order: Any, **_: Any) -> None:
+        taken.append(order)
+
+    epoch = SimpleNamespace(_parts=parts, orders={}, _take=take)
     await gateway._Epoch._look(epoch)  # type: ignore[arg-type]
     assert taken
 
