@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,13 @@ _LOST: Final = (500, 502, 504)
 
 _ANY = {"If-Match": "*"}
 """A change of whatever version there is."""
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Whether a request was sent whose answer did not come."""
+
+    maybe_done: bool = False
 
 
 class Api:
@@ -149,12 +157,34 @@ class Api:
         wait_s: float | None,
         key: str | None,
     ) -> httpx.Response:
+        if method in ("POST", "PATCH") and key is None and "client_order_id" not in (json or {}):
+            key = secrets.token_hex(16)
+        tried = _Tried()
+        try:
+            return await self._attempts(tried, method, path, json, params, wait_s, key)
+        except TBotError as error:
+            # A refusal has looked whether it was done before, and what was deleted is not there.
+            # Nothing else tells of an attempt that was not answered: no token, say, or no server.
+            knows = isinstance(error, Refused) or (
+                method == "DELETE" and isinstance(error, NotFound)
+            )
+            if tried.maybe_done and method != "GET" and not knows:
+                raise OutcomeUnknown(str(error), key) from error
+            raise
+
+    async def _attempts(
+        self,
+        tried: _Tried,
+        method: str,
+        path: str,
+        json: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        wait_s: float | None,
+        key: str | None,
+    ) -> httpx.Response:
         backoff = FullJitter(0.1, 5.0)
         deadline_s = time.monotonic() + self._retry_s
         query = {name: value for name, value in (params or {}).items() if value is not None}
-        if method in ("POST", "PATCH") and key is None and "client_order_id" not in (json or {}):
-            key = secrets.token_hex(16)
-        maybe_done = False
         stepped_up = False
         refused_token: str | None = None
         while True:
@@ -174,7 +204,7 @@ class Api:
             except NEVER_SENT as error:
                 why = f"cannot reach {self._http.base_url}: {error}"
             except httpx.TransportError as error:
-                maybe_done = True
+                tried.maybe_done = True
                 why = f"no answer to {method} {path}: {error!r}"
             else:
                 status = response.status_code
@@ -191,14 +221,12 @@ class Api:
                 if status in _BUSY:
                     at_least_s = retry_after_s(response)
                 elif status in _LOST:
-                    maybe_done = True
+                    tried.maybe_done = True
                 else:
                     raise error_of(response)
             delay_s = backoff.next_s(at_least_s)
             if time.monotonic() + delay_s > deadline_s:
-                raise (
-                    OutcomeUnknown(why, key) if maybe_done and method != "GET" else Unavailable(why)
-                )
+                raise Unavailable(why)
             await asyncio.sleep(delay_s)
 
 
