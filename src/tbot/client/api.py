@@ -34,8 +34,9 @@ from tbot.client.models import (
 from tbot.client.ordering import NewOrder
 from tbot.client.payments import Payments, Webhooks
 from tbot.client.statements import Moment, Statements, moment_text
+from tbot.client.staying import Timing
 from tbot.client.streams import Stream
-from tbot.client.subscribing import GapListener, Timing
+from tbot.client.subscribing import GapListener
 from tbot.client.tokens import SecondFactor, TokenKeeper
 from tbot.client.transfers import Transfers
 

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,13 @@ _LOST: Final = (500, 502, 504)
 
 _ANY: Final = "*"
 """The `If-Match` of a change of whatever version there is."""
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Whether a request was sent whose answer did not come."""
+
+    maybe_done: bool = False
 
 
 class Api:
@@ -160,14 +167,36 @@ class Api:
         key: str | None,
         if_match: str | None,
     ) -> httpx.Response:
+        if method in ("POST", "PATCH") and key is None and "client_order_id" not in (json or {}):
+            key = secrets.token_hex(16)
+        tried = _Tried()
+        try:
+            given = _headers(method, key, if_match, wait_s)
+            return await self._attempts(tried, method, path, json, params, wait_s, given)
+        except TBotError as error:
+            # A refusal has looked whether it was done before, and what was deleted is not there.
+            # Nothing else tells of an attempt that was not answered: no token, say, or no server.
+            knows = isinstance(error, Refused) or (
+                method == "DELETE" and isinstance(error, NotFound)
+            )
+            if tried.maybe_done and method != "GET" and not knows:
+                raise OutcomeUnknown(str(error), key) from error
+            raise
+
+    async def _attempts(
+        self,
+        tried: _Tried,
+        method: str,
+        path: str,
+        json: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        wait_s: float | None,
+        given: Mapping[str, str],
+    ) -> httpx.Response:
         backoff = FullJitter(0.1, 5.0)
         deadline_s = time.monotonic() + self._retry_s
         query = {name: value for name, value in (params or {}).items() if value is not None}
-        if method in ("POST", "PATCH") and key is None and "client_order_id" not in (json or {}):
-            key = secrets.token_hex(16)
-        given = _headers(method, key, if_match, wait_s)
         timeout_s = (self._http.timeout.read or 10.0) + (wait_s or 0.0)
-        maybe_done = False
         stepped_up = False
         refused_token: str | None = None
         while True:
@@ -181,7 +210,7 @@ class Api:
             except NEVER_SENT as error:
                 why = f"cannot reach {self._http.base_url}: {error}"
             except httpx.TransportError as error:
-                maybe_done = True
+                tried.maybe_done = True
                 why = f"no answer to {method} {path}: {error!r}"
             else:
                 status = response.status_code
@@ -198,14 +227,12 @@ class Api:
                 if status in _BUSY:
                     at_least_s = retry_after_s(response)
                 elif status in _LOST:
-                    maybe_done = True
+                    tried.maybe_done = True
                 else:
                     raise error_of(response)
             delay_s = backoff.next_s(at_least_s)
             if time.monotonic() + delay_s > deadline_s:
-                raise (
-                    OutcomeUnknown(why, key) if maybe_done and method != "GET" else Unavailable(why)
-                )
+                raise Unavailable(why)
             await asyncio.sleep(delay_s)
 
 

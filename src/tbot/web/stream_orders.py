@@ -41,7 +41,7 @@ from tbot.web.orders import NewOrder, canceled, ended, order_request, placed
 from tbot.web.ownership import own_account, own_order
 from tbot.web.problems import Problem, invalid
 from tbot.web.ratelimit import Kind, Limits
-from tbot.web.stream_words import Meter, id_of, problem
+from tbot.web.stream_words import Meter, id_of, orders_per_message, problem
 
 if TYPE_CHECKING:
     from tbot.web.stream_session import Session
@@ -211,7 +211,7 @@ class OrderLine:
         if one in message:
             return (message[one],)
         items = message[many]
-        most = self._settings.orders_per_message_max
+        most = orders_per_message(self._settings)
         if not isinstance(items, list) or not 1 <= len(items) <= most:
             raise invalid(f"is a list of 1 to {most}", pointer=f"/{many}")
         return items

@@ -352,6 +352,9 @@ async def ask_candles(connection: Any) -> None:
     wanted = candle_store.Gap("BTC-USDT", Interval.M1, 0, 60_000)
     await candle_store.save_gaps(connection, "paper", [wanted])
     (gap,) = await candle_store.gaps(connection, "paper")
+    for begin in (None, clock.from_ms(0)):
+        until = clock.from_ms(60_000)
+        assert not await candle_store.is_settled(connection, *where, begin, until)
     await candle_store.close_gap(connection, gap)
 
 
