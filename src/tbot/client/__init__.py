@@ -45,6 +45,7 @@ from tbot.client.models import (
     Ticker,
     Ticket,
     Trade,
+    User,
     ValuedAmount,
 )
 from tbot.client.ordering import NewOrder
@@ -102,6 +103,7 @@ __all__ = [
     "Transfer",
     "TransferResult",
     "Unavailable",
+    "User",
     "ValuedAmount",
     "Webhook",
 ]

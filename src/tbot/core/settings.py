@@ -157,6 +157,18 @@ class AuthSettings(BaseModel):
         300, ge=30, le=3600, description="How long a login waits for its second factor."
     )
     totp_issuer: str = Field("T-Bot", description="What an authenticator app calls us.")
+    factor_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Seals the secrets of second factors in the database: at least 32 random "
+        "characters (`openssl rand -base64 32`), the same for every process. Without it they are "
+        "stored as they are.",
+    )
+    factor_key_before: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="The `factor_key` in use before: what it sealed is sealed anew at the start.",
+    )
     keys_max: int = Field(50, ge=1, description="API keys of one user.")
     key_ttl_s_max: int = Field(
         366 * 86_400, ge=60, description="Longest, and default, lifetime of an API key."

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 
 from tbot.auth.scopes import Role
 from tbot.auth.users import create_user
-from tbot.boot import Parts, running
+from tbot.boot import PaperAccess, Parts, running
 from tbot.core.ids import venue_client_id
 from tbot.core.settings import Settings
 
@@ -31,6 +31,7 @@ class Two:
     whole: Parts
     api: Parts
     valkey: Any
+    access: PaperAccess
 
     def client(self, parts: Parts, **headers: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(parts.app)
@@ -67,7 +68,7 @@ async def two(
             return not await whole.unready()
 
         await eventually(ready, 60)
-        yield Two(whole, api, own_valkey)
+        yield Two(whole, api, own_valkey, access)
 
 
 def shared_reads(cache: str) -> float:
@@ -169,11 +170,26 @@ async def test_a_valkey_that_is_lost_and_comes_back_changes_speed_only(
 
 
 async def test_one_order_from_the_request_to_the_venue_and_the_journal(
-    two: Two, log_lines: Callable[[], list[str]], eventually: Any
+    two: Two, database_url: str, log_lines: Callable[[], list[str]], eventually: Any
 ) -> None:
-    request_id = "5f3c1f0a-follow-me"
-    token = await two.log_in(two.whole)
-    async with two.client(two.whole, Authorization=token) as client:
+    """Taken by the process that sends it, and by one that leaves the sending to the other."""
+    await follow_an_order(two, two.whole, "5f3c1f0a-follow-me", log_lines, eventually)
+    settings = two.whole.settings.model_copy(update={"roles": ["api", "market"]})
+    async with running(settings, database_url, two.access) as taker:
+
+        async def ready() -> bool:
+            return not await taker.unready()
+
+        await eventually(ready, 60)
+        assert taker.gateway is None
+        await follow_an_order(two, taker, "5f3c1f0a-me-too", log_lines, eventually)
+
+
+async def follow_an_order(
+    two: Two, parts: Parts, request_id: str, log_lines: Callable[[], list[str]], eventually: Any
+) -> None:
+    token = await two.log_in(parts)
+    async with two.client(parts, Authorization=token) as client:
         body = {"name": "a", "starting_balance": {"USDT": "100000"}}
         account = (await client.post("/v1/accounts", json=body)).json()["id"]
         order = {"account_id": account, "symbol": "BTC-USDT", "side": "buy", "type": "market"}
