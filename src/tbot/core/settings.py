@@ -68,6 +68,12 @@ class HttpSettings(BaseModel):
     compress_level: int = Field(
         4, ge=1, le=9, description="How hard gzip tries: 1 is quick, 9 is small."
     )
+    accounts_listed_max: int = Field(
+        1000,
+        ge=1,
+        description="Accounts of one user that a list of orders, transfers or payments goes "
+        "through; who has more names one.",
+    )
     cors_origins: list[Origin] = Field(
         default_factory=list,
         description="Origins whose pages may read answers, a JSON list as "
