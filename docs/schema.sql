@@ -489,6 +489,8 @@ CREATE TABLE public.totp_factors (
     created_at timestamp with time zone NOT NULL,
     confirmed_at timestamp with time zone,
     last_step bigint NOT NULL,
+    sealed_by bytea,
+    CONSTRAINT totp_factors_sealed_by_check CHECK ((length(sealed_by) = 8)),
     CONSTRAINT totp_factors_secret_check CHECK ((length(secret) >= 20))
 );
 
@@ -565,9 +567,12 @@ CREATE TABLE public.webhooks (
     version integer NOT NULL,
     created_at timestamp with time zone NOT NULL,
     updated_at timestamp with time zone NOT NULL,
+    old_secrets bytea[] DEFAULT '{}'::bytea[] NOT NULL,
+    old_until timestamp with time zone[] DEFAULT '{}'::timestamp with time zone[] NOT NULL,
     CONSTRAINT webhooks_check CHECK ((enabled OR (disabled_reason IS NOT NULL))),
     CONSTRAINT webhooks_failures_check CHECK ((failures >= 0)),
     CONSTRAINT webhooks_hash_check CHECK ((length(hash) = 32)),
+    CONSTRAINT webhooks_old_secrets CHECK ((cardinality(old_secrets) = cardinality(old_until))),
     CONSTRAINT webhooks_secret_check CHECK ((length(secret) >= 24)),
     CONSTRAINT webhooks_seq_check CHECK ((seq >= 0))
 )

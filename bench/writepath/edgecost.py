@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import redirect_stderr
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -140,12 +140,10 @@ async def layers(parts: Parts, token: str) -> dict[str, float]:
         "metrics": await _timed(lambda: metrics.observe("POST", LEAN, 201, 0.001)),
     }
     found |= await _rate_limits(parts, scope)
-    log.configure("info", "json")
-    with open("/dev/null", "w") as nowhere:  # noqa: ASYNC230, PTH123
-        for handler in logging.getLogger().handlers:
-            handler.setStream(nowhere)  # type: ignore[attr-defined]
+    with open("/dev/null", "w") as nowhere, redirect_stderr(nowhere):  # noqa: ASYNC230, PTH123
+        log.configure("info", "json")
         found["logs"] = await _timed(lambda: log_request(scope, "POST", 201, 0.001))
-        log.configure("warning", "json")
+    log.configure("warning", "json")
     assert zlib.decompress(gzip_of(page, 4), 31) == page
     return found
 

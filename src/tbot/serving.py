@@ -20,7 +20,7 @@ from tbot.core.settings import Settings
 from tbot.web.server import server_options
 
 _FILES_BESIDE: Final = 512
-"""Open files besides the stream's clients: requests, database, venues, logs."""
+"""Open files besides clients' connections: database, venues, logs."""
 
 _log = structlog.get_logger(__name__)
 
@@ -85,12 +85,12 @@ def settle_collector() -> None:
 
 
 def allow_connections(settings: Settings) -> None:
-    """Raise this process' limit of open files to what the stream's clients take, if it may.
+    """Raise this process' limit of open files to what its clients take, if it may.
 
     Many systems give a process 1,024 of them unless it asks for more. Where it may not have as many
-    as `stream.clients_max` promises, a warning says so.
+    as `stream.clients_max` and `overload.connections_max` promise, a warning says so.
     """
-    wanted = settings.stream.clients_max + _FILES_BESIDE
+    wanted = settings.stream.clients_max + settings.overload.connections_max + _FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return

@@ -1,17 +1,24 @@
-"""A write path on a database of the test's own, without any venue."""
+"""A write path on a database of the test's own; and paper exchanges in processes of their own."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from tbot.boot import projections
+from tbot import boot
+from tbot.boot import PaperAccess, projections
 from tbot.core import clock
 from tbot.core.bus import Bus
 from tbot.core.ids import new_id
@@ -217,3 +224,45 @@ async def desk(new_desk: Callable[..., Any]) -> Desk:
     """One committer on the test's database."""
     made: Desk = await new_desk()
     return made
+
+
+type StartExchange = Callable[..., Awaitable[PaperAccess]]
+
+
+@pytest.fixture
+async def start_exchange(tmp_path: Path) -> AsyncIterator[StartExchange]:
+    """Starts a paper exchange with more arguments, such as `--seed 7`; it ends with the test."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    async def start(*arguments: str) -> PaperAccess:
+        directory = tmp_path / f"exchange-{len(processes)}"
+        command = [*(sys.executable, "-m", "tbot.exchange"), "--data-dir", str(directory)]
+        process = subprocess.Popen(  # noqa: ASYNC220
+            [*command, "--port", "0", *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        line = await asyncio.to_thread(process.stdout.readline)
+        assert line.startswith(b"READY"), line
+        keys = json.loads((directory / "exchange.json").read_text())
+        return PaperAccess(keys["url"], keys["api_key"], keys["api_secret"])
+
+    yield start
+    for process in processes:
+        process.terminate()
+        await asyncio.to_thread(process.wait, 10)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.fixture
+def undurable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `boot` run on the tests' own database, which is not durable, and need not be."""
+
+    async def accept(_connection: Any) -> None:
+        """Whatever it is."""
+
+    monkeypatch.setattr(boot, "require_durable", accept)

@@ -36,8 +36,6 @@ USER_CREATED: Final = "security.user_created"
 USER_CHANGED: Final = "security.user_changed"
 SHARING_CHANGED: Final = "security.sharing_changed"  # written by `tbot.ledger.members`
 
-USER_AGENT_LENGTH: Final = 200
-
 
 def stranger(peer: Peer) -> Actor:
     """Somebody who has not shown who they are."""

@@ -13,6 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from tbot.auth import totp
+from tbot.auth.sealing import Sealed, Sealing
 from tbot.auth.store import Connection
 
 CHALLENGE_FAILURES_MAX: Final = 5
@@ -56,30 +57,65 @@ async def enrolled(connection: Connection, user_id: UUID) -> bool:
     return found
 
 
-async def begin(connection: Connection, user_id: UUID, secret: bytes) -> bool:
+async def begin(connection: Connection, user_id: UUID, sealed: Sealed) -> bool:
     """Store a secret to be confirmed; False when there is a confirmed one already."""
     answer = await connection.execute(
         """
-        INSERT INTO totp_factors AS f (user_id, secret, created_at, last_step)
-        VALUES ($1, $2, now(), 0)
-        ON CONFLICT (user_id) DO UPDATE SET secret = excluded.secret, created_at = now()
+        INSERT INTO totp_factors AS f (user_id, secret, sealed_by, created_at, last_step)
+        VALUES ($1, $2, $3, now(), 0)
+        ON CONFLICT (user_id) DO UPDATE
+        SET secret = excluded.secret, sealed_by = excluded.sealed_by, created_at = now()
         WHERE f.confirmed_at IS NULL
         """,
         user_id,
-        secret,
+        *sealed,
     )
     return answer == "INSERT 0 1"
 
 
-async def confirm(connection: Connection, user_id: UUID, code: str, now_s: float) -> bool | None:
+async def seal_all(connection: Connection, sealing: Sealing) -> int:
+    """Seal what was stored as it is, or sealed by the key before; how many secrets that were.
+
+    Call it at the start, in a transaction: from then on all is sealed that is stored.
+
+    Raises:
+        ConfigurationError: Something is sealed by a key that is not given.
+        IntegrityError: Something was tampered with.
+    """
+    rows = await connection.fetch(
+        "SELECT user_id, secret, sealed_by FROM totp_factors"
+        " WHERE sealed_by IS DISTINCT FROM $1 ORDER BY user_id FOR UPDATE",
+        sealing.current,
+    )
+    sealed = [
+        sealing.seal(row["user_id"], sealing.open(row["user_id"], row["secret"], row["sealed_by"]))
+        for row in rows
+    ]
+    if rows:
+        await connection.execute(
+            "UPDATE totp_factors f SET secret = n.secret, sealed_by = $3"
+            " FROM unnest($1::uuid[], $2::bytea[]) AS n (user_id, secret)"
+            " WHERE f.user_id = n.user_id",
+            [row["user_id"] for row in rows],
+            [one.stored for one in sealed],
+            sealing.current,
+        )
+    return len(rows)
+
+
+async def confirm(
+    connection: Connection, sealing: Sealing, user_id: UUID, code: str, now_s: float
+) -> bool | None:
     """Confirm a factor by its first code; None when there is none that waits for it."""
     row = await connection.fetchrow(
-        "SELECT secret FROM totp_factors WHERE user_id = $1 AND confirmed_at IS NULL FOR UPDATE",
+        "SELECT secret, sealed_by FROM totp_factors"
+        " WHERE user_id = $1 AND confirmed_at IS NULL FOR UPDATE",
         user_id,
     )
     if row is None:
         return None
-    step = totp.matching_step(row["secret"], code, now_s)
+    secret = sealing.open(user_id, row["secret"], row["sealed_by"])
+    step = totp.matching_step(secret, code, now_s)
     if step is None:
         return False
     await connection.execute(
@@ -95,16 +131,19 @@ async def lock(connection: Connection, user_id: UUID) -> None:
     await connection.execute("SELECT FROM totp_factors WHERE user_id = $1 FOR UPDATE", user_id)
 
 
-async def use_code(connection: Connection, user_id: UUID, code: str, now_s: float) -> str | None:
+async def use_code(
+    connection: Connection, sealing: Sealing, user_id: UUID, code: str, now_s: float
+) -> str | None:
     """Use up a code: `totp` or `recovery` says of which kind it was, None that it is not good."""
     row = await connection.fetchrow(
-        "SELECT secret, last_step FROM totp_factors"
+        "SELECT secret, sealed_by, last_step FROM totp_factors"
         " WHERE user_id = $1 AND confirmed_at IS NOT NULL FOR UPDATE",
         user_id,
     )
     if row is None:
         return None
-    step = totp.matching_step(row["secret"], code, now_s)
+    secret = sealing.open(user_id, row["secret"], row["sealed_by"])
+    step = totp.matching_step(secret, code, now_s)
     if step is not None:
         if step <= row["last_step"]:
             return None  # used before, or older than one that was

@@ -112,7 +112,7 @@ async def try_code(
     """
     await factors.lock(connection, user_id)
     await may_try_factor(auth, connection, user_id, peer, code)
-    used = await factors.use_code(connection, user_id, code, auth.clock())
+    used = await factors.use_code(connection, auth.sealing, user_id, code, auth.clock())
     named = factor_names(user_id, peer)
     if used is None:
         _log.info("second_factor_refused", user_id=str(user_id))

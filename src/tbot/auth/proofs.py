@@ -253,7 +253,9 @@ async def begin_enrolment(auth: Auth, principal: Principal) -> Enrolment:
     secret = totp.new_secret()
     async with transaction(auth.pool) as connection:
         user = await store.user_by_id(connection, principal.user_id)
-        if user is None or not await factors.begin(connection, user.id, secret):
+        if user is None or not await factors.begin(
+            connection, user.id, auth.sealing.seal(user.id, secret)
+        ):
             raise Conflict("factor_exists", "there is a second factor already: remove it first")
     uri = totp.otpauth_uri(secret, auth.settings.totp_issuer, user.username)
     return Enrolment(totp.secret_text(secret), uri)
@@ -274,7 +276,7 @@ async def confirm_enrolment(auth: Auth, principal: Principal, peer: Peer, code: 
     async with transaction(auth.pool) as connection:
         await factors.lock(connection, user_id)
         await may_try_factor(auth, connection, user_id, peer, code)
-        confirmed = await factors.confirm(connection, user_id, code, auth.clock())
+        confirmed = await factors.confirm(connection, auth.sealing, user_id, code, auth.clock())
         if confirmed is None:
             raise Conflict("factor_not_begun", "no second factor waits to be confirmed")
         if confirmed:

@@ -12,12 +12,14 @@ from typing import Final
 from uuid import UUID
 
 import structlog
+from pydantic import SecretStr
 
 from tbot.auth import api_keys, factors, session_store, store, throttle
 from tbot.auth.api_keys import ApiKeys
 from tbot.auth.keys import Keys
 from tbot.auth.passwords import Passwords
 from tbot.auth.principal import Principal
+from tbot.auth.sealing import Sealing
 from tbot.auth.sessions import TOPIC, Sessions
 from tbot.auth.tokens import AccessClaims
 from tbot.core.bus import Bus
@@ -37,6 +39,7 @@ class Auth:
     """The state of authentication in one process.
 
     Attributes:
+        sealing: Of second factors' secrets.
         clock: Wall time in seconds since the epoch; tests replace it.
         verified: Tokens whose signature and claims were found good, by the whole token, with who
             holds them: each use still checks expiry, key and session. Bounded; the oldest goes
@@ -52,6 +55,7 @@ class Auth:
     sessions: Sessions
     api_keys: ApiKeys
     bus: Bus
+    sealing: Sealing
     clock: Callable[[], float] = time.time
     verified: OrderedDict[str, tuple[AccessClaims, Principal]] = field(default_factory=OrderedDict)
     used: dict[UUID, float] = field(default_factory=dict)
@@ -71,6 +75,9 @@ async def opened(
         pool: To a migrated database.
         bus: Tells of sessions that ended in other processes.
         shared: What processes tell each other; None keeps to this one.
+
+    Raises:
+        ConfigurationError: Second factors are sealed by a key that is not in the settings.
     """
     tasks = Tasks("auth")
     passwords = Passwords(settings)
@@ -78,10 +85,15 @@ async def opened(
     ttl_s = settings.session_cache_s
     sessions = Sessions(pool, ttl_s, settings.sessions_cached_max, shared)
     known = ApiKeys(pool, ttl_s, settings.keys_cached_max, shared)
-    auth = Auth(pool, settings, passwords, keys, sessions, known, bus or Bus(), clock)
+    sealing = Sealing(_text(settings.factor_key), _text(settings.factor_key_before))
+    auth = Auth(pool, settings, passwords, keys, sessions, known, bus or Bus(), sealing, clock)
     auth.bus.hear(TOPIC, lambda user_id: _forget(auth, user_id))
     try:
         await keys.load()
+        async with transaction(pool) as connection:
+            sealed = await factors.seal_all(connection, sealing)
+        if sealed:
+            _log.info("second_factors_sealed", entries=sealed)
         tasks.start(_keep(auth), name="keep")
         yield auth
     finally:
@@ -89,6 +101,10 @@ async def opened(
         await sessions.cache.stop()
         await known.cache.stop()
         passwords.close()
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 async def _keep(auth: Auth) -> None:

@@ -23,8 +23,9 @@ PREFIX: Final = "tbt_"
 _TICKET: Final = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
 _SWEPT_AT_ONCE: Final = 100
 
-_SWEEP: Final = """DELETE FROM stream_tickets WHERE hash IN
- (SELECT hash FROM stream_tickets WHERE expires_at <= now() LIMIT $1)"""
+# An array, not IN: a planner that does not know the limit would join with the whole table.
+_SWEEP: Final = """DELETE FROM stream_tickets WHERE hash = ANY(ARRAY(
+ SELECT hash FROM stream_tickets WHERE expires_at <= now() ORDER BY expires_at LIMIT $1))"""
 _INSERT: Final = """INSERT INTO stream_tickets
  (hash, user_id, session_id, scope, token_expires_at_s, expires_at)
  SELECT $1, $2, $3, $4, $5, now() + $6::interval

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from hashlib import blake2b
 from typing import Final, overload
 from uuid import UUID
 
@@ -14,7 +16,7 @@ from tbot.auth.scopes import Role
 from tbot.auth.store import User
 from tbot.core.errors import Conflict, InvalidUser, NotFound, UserExists
 from tbot.core.ids import new_id
-from tbot.core.refusals import Refused
+from tbot.core.refusals import Reason, Refused
 from tbot.db.pool import transaction
 from tbot.journal.commands import Actor, system
 from tbot.journal.once import Kept, Once, beside, keep
@@ -200,6 +202,7 @@ async def change_user(
     role: Role | None,
     active: bool | None,
     once: Once | None,
+    versions: Collection[str] | None = None,
 ) -> User | Refused | Kept: ...
 
 
@@ -210,6 +213,7 @@ async def change_user(
     role: Role | None = None,
     active: bool | None = None,
     once: Once | None = None,
+    versions: Collection[str] | None = None,
 ) -> User | Refused | Kept:
     """Give a user another role, let them in, or keep them out; None leaves one as it is.
 
@@ -217,8 +221,12 @@ async def change_user(
     the old role allowed. API keys stay: they rest while their user is kept out, and allow no more
     than the role does. Other processes follow within `session_cache_s`.
 
+    Args:
+        versions: Those that the change is for, as `version_of` has them; None for any.
+
     Returns:
         With a key (`once`) that was used before: the kept answer, or a refusal of other content.
+        A refusal, too, where the user is of another version by now.
 
     Raises:
         NotFound: No such user.
@@ -232,13 +240,22 @@ async def change_user(
         user = await store.user_by_id(connection, user_id)
         if user is None:
             raise NotFound("no such user")
+        outcome: User | Refused = user
         wanted = role or user.role
         status = user.status if active is None else "active" if active else "disabled"
-        if (wanted, status) != (user.role, user.status):
-            user = await _change(connection, user, wanted, status, actor)
+        if versions is not None and version_of(user) not in versions:
+            outcome = Refused(Reason.PRECONDITION_FAILED)
+        elif (wanted, status) != (user.role, user.status):
+            outcome = await _change(connection, user, wanted, status, actor)
         if once is not None:
-            await keep(connection, once, user)
-    return user
+            await keep(connection, once, outcome)
+    return outcome
+
+
+def version_of(user: User) -> str:
+    """A name for what can be changed of a user: equal as long as that is equal."""
+    standing = f"{user.id}:{user.role.value}:{user.status}"
+    return blake2b(standing.encode("ascii"), digest_size=8).hexdigest()
 
 
 async def _change(

@@ -73,6 +73,22 @@ def logout(username: Username) -> None:
     out.print(f"{run(work())} sessions ended")
 
 
+@users.command("retire-keys")
+def retire_keys() -> None:
+    """After a leak of a signing key: void every access token, and sign with a new key from now on.
+
+    Sessions go on: whoever has one refreshes. Running servers follow within `auth.keys_reload_s`.
+    """
+    from tbot.auth.keys import Keys
+
+    async def work() -> None:
+        async with database() as (pool, _):
+            await Keys(pool, load_settings().auth).retire_all()
+
+    run(work())
+    out.print("Every access token is void; a new key signs")
+
+
 @users.command("events")
 def security_events(
     username: Username,

@@ -40,7 +40,8 @@ def watch(
         str | None, typer.Option(help="Whose orders to show; default: your first account.")
     ] = None,
     lines: Annotated[
-        int | None, typer.Option(help="Print lines instead of drawing, and end after so many.")
+        int | None,
+        typer.Option(min=1, help="Print lines instead of drawing, and end after so many."),
     ] = None,
     username: Asking = None,
 ) -> None:
@@ -129,6 +130,7 @@ class Watcher:
     def __init__(self, view: View, account: str | None) -> None:
         self.view = view
         self._account = account
+        self._stream: Stream | None = None
         self._changed = asyncio.Event()
         self._orders_changed = asyncio.Event()
         self.on_candle: Callable[[Candle], None] = lambda candle: None
@@ -145,6 +147,7 @@ class Watcher:
                 break
         view.account = self._account
         async with client.stream() as stream:
+            self._stream = stream
             works = [
                 self._each(stream.ticker(view.symbol, 250), "ticker"),
                 self._each(stream.status(view.symbol), "status"),
@@ -219,6 +222,7 @@ class Watcher:
         size = (0, 0)
         while True:
             self._changed.clear()
+            self._note_connection()
             now = os.get_terminal_size(sys.stdout.fileno())
             rows = screen(self.view, now.columns, now.lines, colour="NO_COLOR" not in os.environ)
             clear = "\x1b[2J" if now != size else ""
@@ -227,7 +231,16 @@ class Watcher:
             sys.stdout.write(f"{clear}\x1b[H{body}\x1b[K\x1b[J")
             sys.stdout.flush()
             await asyncio.sleep(_FRAME_S)
-            await self._changed.wait()
+            with suppress(TimeoutError):  # that nothing comes any more is to be seen, too
+                async with asyncio.timeout(_LINE_S):
+                    await self._changed.wait()
+
+    def _note_connection(self) -> None:
+        """Say so while there is no connection, and why."""
+        stream = self._stream
+        lost = stream is not None and not stream.connected
+        why = stream.last_loss if stream is not None else None
+        self.view.note = f"connection lost ({why}), trying again" if lost else ""
 
 
 class Printer:

@@ -11,7 +11,6 @@ It stands alone: it imports nothing of the server, only httpx, websockets and ms
 
 from tbot.client.api import TBotClient
 from tbot.client.book import Book
-from tbot.client.channels import Subscription
 from tbot.client.errors import (
     AuthError,
     NotFound,
@@ -46,13 +45,15 @@ from tbot.client.models import (
     Ticker,
     Ticket,
     Trade,
+    User,
     ValuedAmount,
 )
 from tbot.client.ordering import NewOrder
 from tbot.client.payments import Delivery, Payment, Webhook
 from tbot.client.statements import Movement, StatementEnds
+from tbot.client.staying import Timing
 from tbot.client.streams import Stream
-from tbot.client.subscribing import Timing
+from tbot.client.subscription import Subscription
 from tbot.client.tokens import TicketKeeper
 from tbot.client.transfers import NewTransfer, Transfer, TransferResult
 
@@ -102,6 +103,7 @@ __all__ = [
     "Transfer",
     "TransferResult",
     "Unavailable",
+    "User",
     "ValuedAmount",
     "Webhook",
 ]

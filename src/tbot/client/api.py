@@ -29,12 +29,14 @@ from tbot.client.models import (
     Ticker,
     Ticket,
     Trade,
+    User,
 )
 from tbot.client.ordering import NewOrder
 from tbot.client.payments import Payments, Webhooks
 from tbot.client.statements import Moment, Statements, moment_text
+from tbot.client.staying import Timing
 from tbot.client.streams import Stream
-from tbot.client.subscribing import GapListener, Timing
+from tbot.client.subscribing import GapListener
 from tbot.client.tokens import SecondFactor, TokenKeeper
 from tbot.client.transfers import Transfers
 
@@ -127,22 +129,33 @@ class TBotClient:
         """Who is logged in."""
         return await self._api.request(dict[str, Any], "GET", "/v1/me")
 
+    async def user(self, user_id: UUID | str) -> User:
+        """A user, for administrators."""
+        return await self._api.request(User, "GET", f"/v1/users/{user_id}")
+
     async def change_user(
         self,
         user_id: UUID | str,
         *,
         role: Literal["admin", "trader", "viewer", "auditor", "service"] | None = None,
         status: Literal["active", "disabled"] | None = None,
+        if_match: str | None = None,
         key: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> User:
         """Change what a user is, or whether they may come in; what is None stays.
 
         For administrators. Whoever it is about is logged out everywhere.
+
+        Args:
+            if_match: The `etag` of the user as you saw them; None for whatever they are now.
+
+        Raises:
+            Refused: `precondition_failed`: they were changed since; look again.
         """
         given = {"role": role, "status": status}
         body = {one: value for one, value in given.items() if value is not None}
         path = f"/v1/users/{user_id}"
-        return await self._api.request(dict[str, Any], "PATCH", path, json=body, key=key)
+        return await self._api.request(User, "PATCH", path, json=body, key=key, if_match=if_match)
 
     def accounts(self) -> AsyncIterator[Account]:
         """Your accounts, in the order of their ids."""
@@ -189,6 +202,7 @@ class TBotClient:
         name: str | None = None,
         status: Literal["open", "frozen", "closed"] | None = None,
         limits: Mapping[str, Any] | None = None,
+        if_match: str | None = None,
         key: str | None = None,
     ) -> Account:
         """Change an account; what is None stays.
@@ -197,11 +211,17 @@ class TBotClient:
             status: For administrators.
             limits: Those to be changed, such as `{"max_open_orders": 5}`; `overdraft` is for
                 administrators.
+            if_match: The `etag` of the account as you saw it; None for whatever it is now.
+
+        Raises:
+            Refused: `precondition_failed`: it was changed since; look again.
         """
         given = {"name": name, "status": status, "limits": limits}
         body = {one: value for one, value in given.items() if value is not None}
         path = f"/v1/accounts/{account_id}"
-        return await self._api.request(Account, "PATCH", path, json=body, key=key)
+        return await self._api.request(
+            Account, "PATCH", path, json=body, key=key, if_match=if_match
+        )
 
     async def balances(self, account_id: UUID | str, at: Moment | None = None) -> Balances:
         """What an account has, or had at a moment."""

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from tbot.client.channels import Channel
+from tbot.client.channels import NumberedChannel
 from tbot.client.http import Api, save
 from tbot.client.models import Candle, MarketStatus
 from tbot.client.statements import FileFormat, Moment, moment_text
@@ -104,58 +104,36 @@ def _span(interval: str, begin: Moment | None, end: Moment | None) -> dict[str, 
     return {"interval": interval, "from": moment_text(begin), "to": moment_text(end)}
 
 
-class CandlesChannel(Channel):
+class CandlesChannel(NumberedChannel):
     """Every closed candle, and the open one as it changes.
 
     Candles are absolute: a later one of the same start replaces the earlier one.
     """
 
     bound = CANDLES_MAX
-    overflow = "oldest"
+    kind = Candle
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         super().__init__(name, parameters)
         self._told: datetime | None = None
         """Start of the newest candle that was told."""
 
-    def wish(self) -> dict[str, Any]:
-        """With the place to go on from, when there is one."""
-        wish = super().wish()
-        if self.tries_to_resume:
-            wish["resume"] = {"epoch": self.epoch, "ch": self.number, "seq": self.seq}
-        return wish
+    def restart(self, data: dict[str, Any]) -> None:
+        """See `NumberedChannel.restart`."""
+        candles = msgspec.convert(data["candles"], list[Candle])
+        told = self._told
+        if told is not None and candles and candles[0].start > told:
+            self.missed("reconnected", None)
+        for candle in candles:
+            if told is None or candle.start >= told:
+                self.tell(candle)
 
-    async def take(self, message: dict[str, Any]) -> bool:
-        """See `Channel.take`."""
-        op, seq = message["op"], message["seq"]
-        if op == "snap":
-            if not self.begins(seq):
-                return True  # an old one, again
-            candles = msgspec.convert(message["data"]["candles"], list[Candle])
-            told = self._told
-            if told is not None and candles and candles[0].start > told:
-                self.missed("reconnected", None)
-            for candle in candles:
-                if told is None or candle.start >= told:
-                    await self._give(candle)
-            self.seq = seq
-            return True
-        self.fresh = False
-        first = message["from"] if op == "gap" else seq
-        if self.seq is None or first > self.seq + 1:
-            return False  # something is missing: the server may still have it
-        if seq <= self.seq:
-            return True  # a repetition
-        fresh = None if op == "gap" else msgspec.convert(message["data"], Candle)
-        self.seq = seq  # only now: what is not understood has to be asked for again
-        if fresh is None:
-            self.missed(message["why"], None)
-        else:
-            await self._give(fresh)
-        self.progressed()
-        return True
+    def tell(self, item: Candle) -> None:
+        """See `NumberedChannel.tell`."""
+        if self._told is None or item.start > self._told:
+            self._told = item.start
+        self.give(item)
 
-    async def _give(self, candle: Candle) -> None:
-        if self._told is None or candle.start > self._told:
-            self._told = candle.start
-        await self.give(candle)
+    def count(self, messages: int) -> int | None:
+        """A candle is told many times while it is open."""
+        return None

@@ -7,12 +7,10 @@ channel has reached.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal, Self
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -28,6 +26,7 @@ from tbot.client.models import (
     Ticker,
     Trade,
 )
+from tbot.client.subscription import Overflow, Subscription, told
 
 _POSTINGS: Final = list[tuple[str, str, Decimal]]
 TRADES_MAX: Final = 10_000
@@ -36,107 +35,7 @@ ENTRIES_MAX: Final = 1_000
 REPAIRS_MAX: Final = 4
 """Times in a row that a channel asks for what it lacks; then it asks for a fresh start."""
 
-type Overflow = Literal["oldest", "latest", "wait"]
 type BookListener = Callable[[Book], None]
-
-
-def told[T](listener: Callable[[T], None], item: T) -> None:
-    """Call a function of the program's; what it raises is the event loop's to tell, not ours."""
-    try:
-        listener(item)
-    except Exception as error:  # noqa: BLE001 - a stream does not end by its listener's fault
-        asyncio.get_running_loop().call_exception_handler(
-            {"message": f"{listener!r} of a stream raised", "exception": error}
-        )
-
-
-class Subscription[T]:
-    """What one loop of the program takes: an async iterator over a bounded queue.
-
-    It goes on over reconnections and ends when its stream is closed. Leave it with `close` (or use
-    it as an async context manager) to unsubscribe while the stream goes on.
-
-    What happens when the program is slower than the server depends on the channel:
-
-    - trades: the oldest are dropped beyond 10,000, and the stream's `on_gap` is told;
-    - book, best prices, ticker: only the newest is kept;
-    - account: nothing is dropped. The stream stops reading, so that the server waits; if that
-      lasts, it closes the connection, and the stream resumes where it was.
-    """
-
-    def __init__(
-        self,
-        bound: int,
-        overflow: Overflow,
-        on_close: Callable[[Subscription[T]], None],
-    ) -> None:
-        self._bound = bound
-        self._overflow = overflow
-        self._on_close = on_close
-        self._items: deque[T] = deque()
-        self._changed = asyncio.Event()
-        self._room = asyncio.Event()
-        self._ended = False
-        self._error: Exception | None = None
-        self.dropped = 0
-        """Items that the program was too slow to take."""
-
-    async def put(self, item: T) -> bool:
-        """Queue an item; False when another one had to go for it."""
-        whole = True
-        if self._overflow == "latest":
-            self._items.clear()
-        elif self._overflow == "wait":
-            while len(self._items) >= self._bound and not self._ended:
-                self._room.clear()
-                await self._room.wait()
-        elif len(self._items) >= self._bound:
-            self._items.popleft()
-            self.dropped += 1
-            whole = False
-        if not self._ended:
-            self._items.append(item)
-            self._changed.set()
-        return whole
-
-    def begin(self, item: T) -> None:
-        """Start with what is known already."""
-        self._items.append(item)
-        self._changed.set()
-
-    def end(self, error: Exception | None = None) -> None:
-        """No more items will come; what is queued is still delivered, then the error."""
-        if not self._ended:
-            self._ended = True
-            self._error = error
-            self._changed.set()
-            self._room.set()
-
-    def close(self) -> None:
-        """Unsubscribe; safe to call twice."""
-        self.end()
-        self._items.clear()
-        self._on_close(self)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T:
-        while not self._items:
-            if self._ended:
-                if self._error is not None:
-                    raise self._error
-                raise StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
-        self._room.set()
-        return self._items.popleft()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
 
 
 class Channel:
@@ -146,6 +45,7 @@ class Channel:
         number: The server's number for it in this connection; None until it is confirmed.
         seq: Number of the last message taken; None before the first.
         waiting: It cannot go on before it was subscribed again.
+        parked: Nor is it to be, before its program has taken more of what it has.
         repairs: How often in a row something was missing.
         fresh: It was just subscribed: the next snapshot is what it asked for, whatever its number.
     """
@@ -161,6 +61,7 @@ class Channel:
         self.seq: int | None = None
         self.epoch = ""
         self.waiting = True
+        self.parked = False
         self.fresh = True
         self.repairs = 0
         self.backoff = FullJitter(0.05, 5.0)
@@ -203,14 +104,19 @@ class Channel:
         """The connection is gone."""
         self.waiting = True
 
-    async def take(self, message: dict[str, Any]) -> bool:
+    @property
+    def full(self) -> bool:
+        """Whether some taker can be given no more: then it has to be parked."""
+        return any(taker.full for taker in self.takers)
+
+    def take(self, message: dict[str, Any]) -> bool:
         """Take a message; False when the channel has to be subscribed again."""
         raise NotImplementedError
 
-    async def give(self, item: Any) -> None:
+    def give(self, item: Any) -> None:
         """Hand an item to every taker."""
         for taker in list(self.takers):
-            if not await taker.put(item):
+            if not taker.put(item):
                 self.missed("queue_full", 1)
 
     def missed(self, why: str, count: int | None) -> None:
@@ -227,24 +133,21 @@ class LatestChannel(Channel):
         "status": MarketStatus,
     }
 
-    async def take(self, message: dict[str, Any]) -> bool:
+    def take(self, message: dict[str, Any]) -> bool:
         """See `Channel.take`."""
         if message["op"] == "snap" and self.begins(message["seq"]):
             self.latest = msgspec.convert(message["data"], self._kinds[self.name])
             self.seq = message["seq"]
-            await self.give(self.latest)
+            self.give(self.latest)
         return True
 
 
-class TradesChannel(Channel):
-    """Every trade once, in order."""
+class NumberedChannel(Channel):
+    """Messages whose numbers have no gap: what is missing is asked for, nothing comes twice."""
 
-    bound = TRADES_MAX
     overflow = "oldest"
-
-    def __init__(self, name: str, parameters: dict[str, Any]) -> None:
-        super().__init__(name, parameters)
-        self._last: Trade | None = None
+    kind: type[Any]
+    """Of what a message holds."""
 
     def wish(self) -> dict[str, Any]:
         """With the place to go on from, when there is one."""
@@ -253,13 +156,12 @@ class TradesChannel(Channel):
             wish["resume"] = {"epoch": self.epoch, "ch": self.number, "seq": self.seq}
         return wish
 
-    async def take(self, message: dict[str, Any]) -> bool:
+    def take(self, message: dict[str, Any]) -> bool:
         """See `Channel.take`."""
         op, seq = message["op"], message["seq"]
         if op == "snap":
             if self.begins(seq):
-                recent = msgspec.convert(message["data"]["trades"], list[Trade])
-                await self._begin(recent)
+                self.restart(message["data"])
                 self.seq = seq
             return True
         self.fresh = False
@@ -268,18 +170,43 @@ class TradesChannel(Channel):
             return False  # something is missing: the server may still have it
         if seq <= self.seq:
             return True  # a repetition
-        trade = None if op == "gap" else msgspec.convert(message["data"], Trade)
+        item = None if op == "gap" else msgspec.convert(message["data"], self.kind)
         self.seq = seq  # only now: what is not understood has to be asked for again
-        if trade is None:
-            slow = message["why"] == "slow"
-            self.missed(message["why"], seq - message["from"] + 1 if slow else None)
+        if item is None:
+            why = message["why"]
+            # Of what the server skipped it is known how much; of what it lacks itself it is not.
+            self.missed(why, self.count(seq - message["from"] + 1) if why == "slow" else None)
         else:
-            await self._give(trade)
+            self.tell(item)
         self.progressed()
         return True
 
-    async def _begin(self, trades: list[Trade]) -> None:
-        """A fresh start: fill in from the newest trades what was missed, as far as they reach."""
+    def restart(self, data: dict[str, Any]) -> None:
+        """Begin with a snapshot: fill in from it what was missed, as far as it reaches."""
+        raise NotImplementedError
+
+    def tell(self, item: Any) -> None:
+        """Hand on what is new."""
+        raise NotImplementedError
+
+    def count(self, messages: int) -> int | None:
+        """How many items so many messages stand for; None where that cannot be said."""
+        raise NotImplementedError
+
+
+class TradesChannel(NumberedChannel):
+    """Every trade once, in order."""
+
+    bound = TRADES_MAX
+    kind = Trade
+
+    def __init__(self, name: str, parameters: dict[str, Any]) -> None:
+        super().__init__(name, parameters)
+        self._last: Trade | None = None
+
+    def restart(self, data: dict[str, Any]) -> None:
+        """See `NumberedChannel.restart`."""
+        trades = msgspec.convert(data["trades"], list[Trade])
         last = self._last
         if last is None:
             self._last = trades[-1] if trades else None
@@ -290,11 +217,16 @@ class TradesChannel(Channel):
         if not known and not (newer and newer[0].trade_id == last.trade_id + 1):
             self.missed("reconnected", None)
         for trade in newer:
-            await self._give(trade)
+            self.tell(trade)
 
-    async def _give(self, trade: Trade) -> None:
-        self._last = trade
-        await self.give(trade)
+    def tell(self, item: Trade) -> None:
+        """See `NumberedChannel.tell`."""
+        self._last = item
+        self.give(item)
+
+    def count(self, messages: int) -> int | None:
+        """A message is a trade."""
+        return messages
 
 
 class BookChannel(Channel):
@@ -311,7 +243,7 @@ class BookChannel(Channel):
         super().lost()
         self.book.synced = False
 
-    async def take(self, message: dict[str, Any]) -> bool:
+    def take(self, message: dict[str, Any]) -> bool:
         """See `Channel.take`."""
         op, seq, book = message["op"], message["seq"], self.book
         if op == "gap":
@@ -340,7 +272,7 @@ class BookChannel(Channel):
         self.progressed()
         for listener in list(self.listeners):
             told(listener, book)
-        await self.give(book)
+        self.give(book)
         return True
 
     def _resync(self) -> bool:
@@ -353,7 +285,7 @@ class AccountChannel(Channel):
     """An account's journal: every entry once, in order, over every interruption."""
 
     bound = ENTRIES_MAX
-    overflow = "wait"
+    overflow = "park"
 
     def __init__(
         self, name: str, parameters: dict[str, Any], resume: tuple[int, str] | None
@@ -370,7 +302,7 @@ class AccountChannel(Channel):
             wish["resume"] = {"seq": self.seq, "hash": self._hash}
         return wish
 
-    async def take(self, message: dict[str, Any]) -> bool:
+    def take(self, message: dict[str, Any]) -> bool:
         """See `Channel.take`."""
         op, seq = message["op"], message["seq"]
         if op == "snap":
@@ -379,7 +311,7 @@ class AccountChannel(Channel):
             place = {"seq": seq, "hash": message["hash"]}
             snapshot = msgspec.convert({**message["data"], **place}, AccountSnapshot)
             self.seq, self._hash = seq, message["hash"]
-            await self.give(snapshot)
+            self.give(snapshot)
             return True
         if op != "delta" or self.seq is None:
             return True
@@ -399,7 +331,7 @@ class AccountChannel(Channel):
         )
         self.seq, self._hash = seq, message["hash"]
         self.progressed()
-        await self.give(entry)
+        self.give(entry)
         return True
 
 

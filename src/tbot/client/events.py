@@ -23,15 +23,9 @@ from tbot.client.errors import ProtocolError, StreamClosed, Unavailable
 from tbot.client.http import error_of
 from tbot.client.reconnecting import Lost, retry_after_of
 from tbot.client.sse import Event, EventParser
+from tbot.client.staying import PATIENT, Credentials, Timing
 from tbot.client.streams import BUSY, HEARTBEAT_S, HEARTBEAT_S_MAX, parsed
-from tbot.client.subscribing import (
-    MESSAGE_BYTES_MAX,
-    PATIENT,
-    Credentials,
-    GapListener,
-    Subscribing,
-    Timing,
-)
+from tbot.client.subscribing import MESSAGE_BYTES_MAX, GapListener, Subscribing
 
 CHANNELS_MAX: Final = 32
 """The server takes no more in one request."""
@@ -87,14 +81,14 @@ class EventStream(Subscribing):
     # One request
 
     async def _converse(self) -> None:
-        """See `Subscribing._converse`: it ends without an exception when the channels changed."""
-        while not self._channels:
+        """See `Staying._converse`: it ends without an exception when the channels changed."""
+        while not self._wanted():
             self._changed.clear()
             await self._changed.wait()
         await asyncio.sleep(_SETTLE_S)
         self._changed.clear()
         changed = asyncio.create_task(self._changed.wait())
-        following = asyncio.create_task(self._follow(list(self._channels.values())))
+        following = asyncio.create_task(self._follow(self._wanted()))
         try:
             await asyncio.wait((changed, following), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -162,11 +156,11 @@ class EventStream(Subscribing):
             if chunk is None:
                 return
             for event in parser.feed(chunk):
-                await self._event(event)
+                self._event(event)
             if parser.retry_s is not None:
                 self._retry_s = min(RETRY_S_MAX, parser.retry_s)
 
-    async def _event(self, event: Event) -> None:
+    def _event(self, event: Event) -> None:
         if event.name == "close":
             try:
                 document = json.loads(event.data)
@@ -183,7 +177,7 @@ class EventStream(Subscribing):
             case "subbed":
                 self._subscribed(self._asked, message.get("subs"))
             case "snap" | "delta" | "gap":
-                await self._take(message)
+                self._take(message)
             case "error":
                 self._access_ended(message)
             case "drain":

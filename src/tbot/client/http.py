@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +28,15 @@ from tbot.client.tokens import NEVER_SENT, TokenKeeper, retry_after_s
 _BUSY: Final = (429, 503)
 _LOST: Final = (500, 502, 504)
 
-_ANY = {"If-Match": "*"}
-"""A change of whatever version there is."""
+_ANY: Final = "*"
+"""The `If-Match` of a change of whatever version there is."""
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Whether a request was sent whose answer did not come."""
+
+    maybe_done: bool = False
 
 
 class Api:
@@ -59,6 +67,7 @@ class Api:
         params: Mapping[str, Any] | None = None,
         wait_s: float | None = None,
         key: str | None = None,
+        if_match: str | None = None,
     ) -> T:
         """Send a request and read its answer.
 
@@ -66,17 +75,25 @@ class Api:
             params: None values are left out.
             wait_s: Sent as `Prefer: wait`; the answer may take that much longer.
             key: The `Idempotency-Key` of a POST or PATCH; made here when none is given.
+            if_match: The `etag` of what a PATCH is to change; None for whatever it is now.
+
+        Returns:
+            The answer; with its `ETag`, where the type has an attribute `etag`.
 
         Raises:
             AuthError, NotFound, Refused: A definite no.
             Unavailable: Certainly not done, although tried for `retry_s`.
             OutcomeUnknown: May have been done: call again with the same `key` to learn.
         """
-        response = await self._send(method, path, json, params, wait_s, key)
+        response = await self._send(method, path, json, params, wait_s, key, if_match)
         try:
-            return msgspec.json.decode(response.content, type=result)
+            found: Any = msgspec.json.decode(response.content, type=result)
         except msgspec.MsgspecError as error:
             raise ProtocolError(f"{method} {path}: {error}") from error
+        if hasattr(found, "etag"):
+            found = replace(found, etag=response.headers.get("etag"))
+        told: T = found
+        return told
 
     async def pages[T](
         self, item: type[T], path: str, params: Mapping[str, Any]
@@ -148,24 +165,43 @@ class Api:
         params: Mapping[str, Any] | None,
         wait_s: float | None,
         key: str | None,
+        if_match: str | None,
+    ) -> httpx.Response:
+        if method in ("POST", "PATCH") and key is None and "client_order_id" not in (json or {}):
+            key = secrets.token_hex(16)
+        tried = _Tried()
+        try:
+            given = _headers(method, key, if_match, wait_s)
+            return await self._attempts(tried, method, path, json, params, wait_s, given)
+        except TBotError as error:
+            # A refusal has looked whether it was done before, and what was deleted is not there.
+            # Nothing else tells of an attempt that was not answered: no token, say, or no server.
+            knows = isinstance(error, Refused) or (
+                method == "DELETE" and isinstance(error, NotFound)
+            )
+            if tried.maybe_done and method != "GET" and not knows:
+                raise OutcomeUnknown(str(error), key) from error
+            raise
+
+    async def _attempts(
+        self,
+        tried: _Tried,
+        method: str,
+        path: str,
+        json: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        wait_s: float | None,
+        given: Mapping[str, str],
     ) -> httpx.Response:
         backoff = FullJitter(0.1, 5.0)
         deadline_s = time.monotonic() + self._retry_s
         query = {name: value for name, value in (params or {}).items() if value is not None}
-        if method in ("POST", "PATCH") and key is None and "client_order_id" not in (json or {}):
-            key = secrets.token_hex(16)
-        maybe_done = False
+        timeout_s = (self._http.timeout.read or 10.0) + (wait_s or 0.0)
         stepped_up = False
         refused_token: str | None = None
         while True:
             token = await self._tokens.get(stale=refused_token)
-            headers = {"Authorization": f"Bearer {token}"} | (_ANY if method == "PATCH" else {})
-            if key is not None:
-                headers["Idempotency-Key"] = key
-            timeout_s = self._http.timeout.read or 10.0
-            if wait_s is not None:
-                headers["Prefer"] = f"wait={wait_s:g}"
-                timeout_s += wait_s
+            headers = {**given, "Authorization": f"Bearer {token}"}
             at_least_s = 0.0
             try:
                 response = await self._http.request(
@@ -174,7 +210,7 @@ class Api:
             except NEVER_SENT as error:
                 why = f"cannot reach {self._http.base_url}: {error}"
             except httpx.TransportError as error:
-                maybe_done = True
+                tried.maybe_done = True
                 why = f"no answer to {method} {path}: {error!r}"
             else:
                 status = response.status_code
@@ -191,15 +227,27 @@ class Api:
                 if status in _BUSY:
                     at_least_s = retry_after_s(response)
                 elif status in _LOST:
-                    maybe_done = True
+                    tried.maybe_done = True
                 else:
                     raise error_of(response)
             delay_s = backoff.next_s(at_least_s)
             if time.monotonic() + delay_s > deadline_s:
-                raise (
-                    OutcomeUnknown(why, key) if maybe_done and method != "GET" else Unavailable(why)
-                )
+                raise Unavailable(why)
             await asyncio.sleep(delay_s)
+
+
+def _headers(
+    method: str, key: str | None, if_match: str | None, wait_s: float | None
+) -> dict[str, str]:
+    """What a request says beside who sends it."""
+    headers = {}
+    if method == "PATCH":
+        headers["If-Match"] = if_match or _ANY
+    if key is not None:
+        headers["Idempotency-Key"] = key
+    if wait_s is not None:
+        headers["Prefer"] = f"wait={wait_s:g}"
+    return headers
 
 
 async def save(chunks: AsyncIterator[bytes], target: Path) -> int:

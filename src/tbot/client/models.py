@@ -38,10 +38,27 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """Somebody who may log in.
+
+    `role` is `admin`, `trader`, `viewer`, `auditor` or `service`; `status` is `active` or
+    `disabled`; `etag` is for `if_match` of a change.
+    """
+
+    id: UUID
+    username: str
+    role: str
+    status: str
+    created_at: datetime
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """An account; `sequence` is that of its newest journal entry.
 
-    `kind` is `trading`, or `cash` for one without a venue.
+    `kind` is `trading`, or `cash` for one without a venue; `etag` is for `if_match` of a change,
+    and None in lists.
     """
 
     id: UUID
@@ -53,6 +70,7 @@ class Account:
     created_at: datetime
     updated_at: datetime
     kind: str = "trading"
+    etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,6 +270,11 @@ class Ordering(ABC):
                 except (ConnectionLost, TimeoutError):
                     maybe_done |= sent
                     error = Unavailable("no answer from the server")
+                except TBotError as told:
+                    # A refusal has looked whether it was done before; nothing else has.
+                    if maybe_done and not isinstance(told, Refused):
+                        raise OutcomeUnknown(str(told), key) from told
+                    raise
                 finally:
                     self._calls.pop(number, None)
                     future.cancel()

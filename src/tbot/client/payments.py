@@ -190,7 +190,9 @@ class Webhook:
     Attributes:
         kinds: Of the entries it gets; all when empty.
         sequence: The last entry that it is done with.
-        secret: Verifies its messages; only in the answer to `create`.
+        secret: Verifies its messages; only in the answers to `create` and `rotate_secret`.
+        old_secret_until: Until when they are signed with the secret before it, too.
+        etag: For `if_match` of a change; None in lists.
     """
 
     id: UUID
@@ -202,7 +204,9 @@ class Webhook:
     created_at: datetime
     updated_at: datetime
     disabled_reason: str | None = None
+    old_secret_until: datetime | None = None
     secret: str | None = field(default=None, repr=False)
+    etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,17 +264,44 @@ class Webhooks:
         url: str | None = None,
         kinds: Sequence[str] | None = None,
         enabled: bool | None = None,
+        if_match: str | None = None,
+        key: str | None = None,
     ) -> Webhook:
-        """Change what is given; `enabled=True` lets a disabled one go on."""
+        """Change what is given; `enabled=True` lets a disabled one go on.
+
+        Args:
+            if_match: The `etag` of the webhook as you saw it; None for whatever it is now.
+
+        Raises:
+            Refused: `precondition_failed`: it was changed since; look again.
+        """
         given = {"url": url, "kinds": None if kinds is None else list(kinds), "enabled": enabled}
         body = {name: value for name, value in given.items() if value is not None}
-        return await self._api.request(Webhook, "PATCH", f"/v1/webhooks/{webhook_id}", json=body)
+        path = f"/v1/webhooks/{webhook_id}"
+        return await self._api.request(
+            Webhook, "PATCH", path, json=body, key=key, if_match=if_match
+        )
 
-    async def replay(self, webhook_id: UUID | str, from_sequence: int) -> Webhook:
+    async def replay(
+        self, webhook_id: UUID | str, from_sequence: int, *, key: str | None = None
+    ) -> Webhook:
         """Deliver again from an entry on; the messages keep their ids."""
         path = f"/v1/webhooks/{webhook_id}/replay"
         body = {"from_sequence": from_sequence}
-        return await self._api.request(Webhook, "POST", path, json=body)
+        return await self._api.request(Webhook, "POST", path, json=body, key=key)
+
+    async def rotate_secret(
+        self, webhook_id: UUID | str, *, overlap_s: int | None = None, key: str | None = None
+    ) -> Webhook:
+        """Give a webhook a new secret; keep the `secret` of the answer.
+
+        Args:
+            overlap_s: How long messages are signed with the old one, too; None for as long as the
+                server allows, 0 when it has leaked.
+        """
+        path = f"/v1/webhooks/{webhook_id}/rotate-secret"
+        body = {} if overlap_s is None else {"overlap_s": overlap_s}
+        return await self._api.request(Webhook, "POST", path, json=body, key=key)
 
     def deliveries(self, webhook_id: UUID | str, *, dead: bool = False) -> AsyncIterator[Delivery]:
         """Recent deliveries, newest entry first; `dead` lists those that were given up."""

@@ -25,14 +25,8 @@ from tbot.client.channels import Channel
 from tbot.client.errors import AuthError, ProtocolError, StreamClosed, Unavailable
 from tbot.client.ordering import ConnectionLost, Ordering
 from tbot.client.reconnecting import Lost, retry_after_of
-from tbot.client.subscribing import (
-    MESSAGE_BYTES_MAX,
-    PATIENT,
-    Credentials,
-    GapListener,
-    Subscribing,
-    Timing,
-)
+from tbot.client.staying import PATIENT, Credentials, Timing
+from tbot.client.subscribing import MESSAGE_BYTES_MAX, GapListener, Subscribing
 
 PROTOCOL: Final = "tbot.v1.json"
 PROTOCOL_PACKED: Final = "tbot.v1.msgpack"
@@ -85,8 +79,6 @@ class Stream(Subscribing, Ordering):
         self._heard_at_s = 0.0
         self._clock: tuple[Any, float] = (None, 0.0)
         """What the server's clock said, and when we read it."""
-        self._busy = False
-        """Whether it waits for the program, which is slower than the server."""
         self._authing: asyncio.Future[dict[str, Any]] | None = None
 
     def _over(self) -> None:
@@ -96,7 +88,7 @@ class Stream(Subscribing, Ordering):
     # One connection
 
     async def _converse(self) -> None:
-        """See `Subscribing._converse`."""
+        """See `Staying._converse`."""
         token = await self._tokens.get()
         protocol = PROTOCOL_PACKED if self._packed else PROTOCOL
         try:
@@ -151,15 +143,12 @@ class Stream(Subscribing, Ordering):
             asyncio.create_task(self._keep_logged_in(socket, token, expires_in_s)),
         ]
         try:
-            await self._ask(list(self._channels.values()))
+            await self._ask(self._wanted())
             while True:
                 message = parsed(await socket.recv())
                 self._heard_at_s = time.monotonic()
-                self._busy = True
-                await self._heard(message)
-                self._busy = False
+                self._heard(message)
         finally:
-            self._busy = False
             for task in beside:
                 task.cancel()
 
@@ -232,10 +221,10 @@ class Stream(Subscribing, Ordering):
 
     # Hearing
 
-    async def _heard(self, message: dict[str, Any]) -> None:
+    def _heard(self, message: dict[str, Any]) -> None:
         match message["op"]:
             case "snap" | "delta" | "gap":
-                await self._take(message)
+                self._take(message)
             case "subbed":
                 channels = self._asked.pop(message.get("id", -1), None)
                 if channels is not None:
@@ -267,11 +256,7 @@ class Stream(Subscribing, Ordering):
         socket = self._socket
 
         def check() -> None:
-            if socket is None or self._socket is not socket or not wanted():
-                return
-            if self._busy:  # it is us who are slow
-                asyncio.get_running_loop().call_later(delay_s, check)
-            else:
+            if socket is not None and self._socket is socket and wanted():
                 socket.transport.abort()
 
         asyncio.get_running_loop().call_later(delay_s, check)

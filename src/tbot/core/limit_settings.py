@@ -69,8 +69,8 @@ class LimitSettings(BaseModel):
     subjects_max: int = Field(
         100_000,
         ge=100,
-        description="Addresses, users and keys remembered under each limit; then the one that was "
-        "quiet for longest is forgotten.",
+        description="Addresses, users and keys remembered under each limit; then one whose quota "
+        "is whole is forgotten, or else one of the oldest.",
     )
     waiting_max: int = Field(
         4096, ge=1, description="Requests waiting for Valkey's word; the next is counted locally."

@@ -118,6 +118,13 @@ class WebhookSettings(BaseModel):
     dead_letters_max: int = Field(
         5, ge=1, description="Dead letters in a row that disable a subscription."
     )
+    secret_overlap_s: int = Field(
+        86_400,
+        ge=0,
+        le=31_536_000,
+        description="How long, at most and by default, messages are signed with a secret that was "
+        "replaced, too.",
+    )
     deliveries_kept: int = Field(1000, ge=1, description="Deliveries listed per subscription.")
     scan_interval_s: float = Field(
         5.0, gt=0, description="How often subscriptions are read again without being told."

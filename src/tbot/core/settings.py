@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tbot.core.cache_settings import CacheSettings
@@ -24,6 +24,12 @@ from tbot.core.payment_settings import (
 from tbot.core.valkey_settings import ValkeySettings
 
 Role = Literal["api", "gateway", "market"]
+
+Origin = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://[!-)+-.0-@\[-~]+$", max_length=300)
+]
+"""An origin as browsers write it, to be compared character for character: no path, no upper case,
+no `*`. What could never match is told at the start."""
 
 
 class HttpSettings(BaseModel):
@@ -62,7 +68,13 @@ class HttpSettings(BaseModel):
     compress_level: int = Field(
         4, ge=1, le=9, description="How hard gzip tries: 1 is quick, 9 is small."
     )
-    cors_origins: list[str] = Field(
+    accounts_listed_max: int = Field(
+        1000,
+        ge=1,
+        description="Accounts of one user that a list of orders, transfers or payments goes "
+        "through; who has more names one.",
+    )
+    cors_origins: list[Origin] = Field(
         default_factory=list,
         description="Origins whose pages may read answers, a JSON list as "
         '`["https://app.example.com"]`; those of `auth.browser_origins` may, too.',
@@ -145,6 +157,18 @@ class AuthSettings(BaseModel):
         300, ge=30, le=3600, description="How long a login waits for its second factor."
     )
     totp_issuer: str = Field("T-Bot", description="What an authenticator app calls us.")
+    factor_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Seals the secrets of second factors in the database: at least 32 random "
+        "characters (`openssl rand -base64 32`), the same for every process. Without it they are "
+        "stored as they are.",
+    )
+    factor_key_before: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="The `factor_key` in use before: what it sealed is sealed anew at the start.",
+    )
     keys_max: int = Field(50, ge=1, description="API keys of one user.")
     key_ttl_s_max: int = Field(
         366 * 86_400, ge=60, description="Longest, and default, lifetime of an API key."
@@ -173,7 +197,7 @@ class AuthSettings(BaseModel):
     failures_wait_s_max: float = Field(
         900.0, gt=0, description="The longest block, and how long failures are remembered."
     )
-    browser_origins: list[str] = Field(
+    browser_origins: list[Origin] = Field(
         default_factory=list,
         description="Origins besides our own whose pages may use the refresh cookie, a JSON list.",
     )
@@ -445,12 +469,14 @@ class StreamSettings(BaseModel):
     heartbeat_s: float = Field(15.0, gt=0, description="Silence after which we ping.")
     heartbeat_timeout_s: float = Field(8.0, gt=0, description="Then silence that closes.")
     clients_per_address_max: int = Field(
-        1024, ge=1, description="Connections from one address; then 429."
+        1024,
+        ge=1,
+        description="Connections from one address (of IPv6, one /64 network); then 429.",
     )
     clients_per_user_max: int = Field(
         256, ge=1, description="Authenticated connections of one user; then close 4105."
     )
-    origins: list[str] = Field(
+    origins: list[Origin] = Field(
         default_factory=list,
         description="Origins of web pages that may connect besides our own, a JSON list such as "
         '`["https://desk.example"]`.',

@@ -1,8 +1,8 @@
 """W3C trace context: which trace the request at hand belongs to, and what calls it causes are told.
 
-Entry points: `read`, `begun`, `outgoing`; `naming` and `merged` for the logs. We record no spans: a
-trace's ids are in our logs, in the journal as the request's id, and in what we send on, so that
-those who do record find us in between.
+Entry points: `read`, `begun`, `outgoing`; `naming`, `names` and `merged` for the logs. We record no
+spans: a trace's ids are in our logs, in the journal as the request's id, and in what we send on, so
+that those who do record find us in between.
 """
 
 from __future__ import annotations
@@ -114,8 +114,13 @@ def naming(names: Mapping[str, str]) -> None:
     _names.set(names)
 
 
+def names() -> Mapping[str, str]:
+    """What `naming` was told."""
+    return _names.get()
+
+
 def merged(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """A processor of structlog that adds what `naming` was told; an event's own fields stay."""
-    for name, value in _names.get().items():
+    for name, value in names().items():
         event.setdefault(name, value)
     return event

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -23,6 +24,7 @@ from tbot.core.bus import Bus, wait_for_wake
 from tbot.core.clock import boot_s
 from tbot.core.errors import VenueError
 from tbot.core.ids import new_id
+from tbot.core.log import heard
 from tbot.core.settings import GatewaySettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
@@ -416,4 +418,8 @@ class _Epoch:
             for row in rows:
                 tracked = self.orders.get(row["id"])
                 if tracked is None or tracked.order.seq < row["seq"]:
-                    self._take(await store.get_order(connection, row["id"]), mine=True)
+                    order, request = await store.get_order(connection, row["id"]), None
+                    if tracked is None and heard(logging.INFO):
+                        # Of another process: only the journal knows what is to be logged with it.
+                        request = await store.placed_under(connection, order)
+                    self._take(order, mine=True, request=request)

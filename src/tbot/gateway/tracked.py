@@ -34,7 +34,8 @@ class Tracked:
         cancel_after_s: No cancel before this instant.
         cancels: How many were tried without success.
         doubt: The questions about it, while its placement is in doubt.
-        request: Of whoever placed it, for logs; known where this process accepted the order.
+        request: Of whoever placed it, for logs; None for what was open before this epoch, and what
+            was changed before it was seen here.
     """
 
     __slots__ = (

@@ -206,7 +206,7 @@ class SimulatedProvider:
         return sent
 
     async def _post(self, client: httpx.AsyncClient, message_id: str, body: bytes) -> bool:
-        headers = signatures.headers(self.secret, message_id, int(time.time()), body)
+        headers = signatures.headers((self.secret,), message_id, int(time.time()), body)
         try:
             answer = await client.post(f"/v1/callbacks/{NAME}", content=body, headers=headers)
         except httpx.HTTPError as error:

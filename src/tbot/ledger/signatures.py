@@ -14,6 +14,7 @@ import binascii
 import hashlib
 import hmac
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from tbot.core.errors import InvalidSignature
@@ -60,13 +61,20 @@ def sign(secret: bytes, message_id: str, timestamp_s: int, body: bytes) -> str:
     return f"{_VERSION},{base64.b64encode(mac).decode('ascii')}"
 
 
-def headers(secret: bytes, message_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
-    """The headers that make a body a signed message."""
+def headers(
+    secrets: Sequence[bytes], message_id: str, timestamp_s: int, body: bytes
+) -> dict[str, str]:
+    """The headers that make a body a signed message.
+
+    Args:
+        secrets: Each signs it; more than one while a receiver changes over to another.
+    """
+    signatures = (sign(secret, message_id, timestamp_s, body) for secret in secrets)
     return {
         "Content-Type": "application/json",
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp_s),
-        "webhook-signature": sign(secret, message_id, timestamp_s, body),
+        "webhook-signature": " ".join(signatures),
     }
 
 

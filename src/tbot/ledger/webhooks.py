@@ -9,9 +9,9 @@ Functions take a connection first and commit nothing, but for single statements.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -30,8 +30,10 @@ _NOTIFY: Final = f"SELECT pg_notify('tbot', '{WAKE}')"
 _CREATION_LOCK: Final = 0x7B0B_0001
 _COLUMNS: Final = (
     "id, owner_id, account_id, url, kinds, secret, enabled, disabled_reason, seq, hash, failures,"
-    " version, created_at, updated_at"
+    " version, created_at, updated_at, old_secrets, old_until"
 )
+_OLD_SECRETS_MAX: Final = 3
+"""Secrets before the present one that sign at once; of more, the oldest stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Webhook:
         seq, hash: Its place: the last entry that is done with.
         failures: Dead letters in a row.
         version: Of what its owner wants.
+        old_secrets, old_until: What it had before `secret`, the newest first, and until when each
+            signs, too.
     """
 
     id: UUID
@@ -59,6 +63,13 @@ class Webhook:
     version: int
     created_at: datetime
     updated_at: datetime
+    old_secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    old_until: tuple[datetime, ...] = ()
+
+    def secrets(self, now: datetime) -> tuple[bytes, ...]:
+        """What a message of this moment is signed with, the newest first."""
+        old = zip(self.old_secrets, self.old_until, strict=True)
+        return (self.secret, *(secret for secret, until in old if until > now))
 
     def wants(self, kind: str) -> bool:
         """Whether entries of this kind are delivered.
@@ -104,7 +115,8 @@ class Delivery:
 
 
 def _webhook(row: asyncpg.Record) -> Webhook:
-    return Webhook(**{**dict(row), "kinds": tuple(row["kinds"])})
+    lists = {name: tuple(row[name]) for name in ("kinds", "old_secrets", "old_until")}
+    return Webhook(**{**dict(row), **lists})
 
 
 async def create(
@@ -120,7 +132,7 @@ async def create(
         return Refused(Reason.WEBHOOKS_MAX, "there are as many webhooks as there may be")
     await connection.execute(
         f"INSERT INTO webhooks ({_COLUMNS})"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, '{}', '{}')",
         webhook.id,
         webhook.owner_id,
         webhook.account_id,
@@ -202,20 +214,20 @@ async def list_enabled(connection: Connection, limit: int) -> list[Webhook]:
 
 async def change(
     connection: Connection,
-    webhook: Webhook,
+    webhook_id: UUID,
     *,
     url: str | None = None,
     kinds: Sequence[str] | None = None,
     enabled: bool | None = None,
-    any_version: bool = False,
+    versions: Collection[str] | None = None,
 ) -> Webhook | None:
     """Change what is not None; enabling one that was disabled lets it go on where it stood.
 
     Args:
-        any_version: Whether it may have been changed since it was read.
+        versions: Those that the change is for; None for any.
 
     Returns:
-        The webhook as it is now; None when it was changed, or is gone.
+        The webhook as it is now; None when it is of another version, or gone.
     """
     row = await connection.fetchrow(
         "WITH told AS (SELECT pg_notify('tbot', $6))"
@@ -223,17 +235,52 @@ async def change(
         " enabled = coalesce($4, enabled), failures = 0, version = version + 1, updated_at = now(),"
         " disabled_reason = CASE WHEN coalesce($4, enabled) THEN NULL"
         "                        ELSE coalesce(disabled_reason, $5) END"
-        f" FROM told WHERE id = $1 AND (version = $7 OR $8) RETURNING {_COLUMNS}",
-        webhook.id,
+        " FROM told WHERE id = $1 AND ($7::text[] IS NULL OR version::text = ANY($7))"
+        f" RETURNING {_COLUMNS}",
+        webhook_id,
         url,
         None if kinds is None else list(kinds),
         enabled,
         "owner",
         WAKE,
-        webhook.version,
-        any_version,
+        None if versions is None else list(versions),
     )
     return None if row is None else _webhook(row)
+
+
+# It reads no row but its own: a rotation that waited for another one sees what that left.
+_ROTATE: Final = f"""
+WITH told AS (SELECT pg_notify('tbot', $4))
+UPDATE webhooks SET secret = $2, version = version + 1, updated_at = now(),
+    old_secrets = ARRAY(
+        SELECT o.secret
+        FROM unnest(array_prepend(webhooks.secret, old_secrets),
+                    array_prepend(now() + $3::interval, old_until))
+            WITH ORDINALITY AS o (secret, until, place)
+        WHERE o.until > now() ORDER BY o.place LIMIT {_OLD_SECRETS_MAX}),
+    old_until = ARRAY(
+        SELECT o.until
+        FROM unnest(array_prepend(now() + $3::interval, old_until))
+            WITH ORDINALITY AS o (until, place)
+        WHERE o.until > now() ORDER BY o.place LIMIT {_OLD_SECRETS_MAX})
+FROM told WHERE id = $1 RETURNING {_COLUMNS}"""
+
+
+async def rotate(
+    connection: Connection, webhook_id: UUID, secret: bytes, overlap: timedelta
+) -> Webhook:
+    """Give a subscription a new secret.
+
+    Args:
+        overlap: How long the present one signs, too. At most three old ones do.
+
+    Raises:
+        NotFound: It is gone.
+    """
+    row = await connection.fetchrow(_ROTATE, webhook_id, secret, overlap, WAKE)
+    if row is None:
+        raise NotFound("no such webhook")
+    return _webhook(row)
 
 
 async def replay(connection: Connection, webhook: Webhook, seq: int, digest: bytes) -> Webhook:

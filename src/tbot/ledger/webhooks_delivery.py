@@ -187,8 +187,9 @@ class Deliverer:
             await asyncio.sleep(max(0.0, (before.next_at - clock.utc_now()).total_seconds()))
         while True:
             async with gate:
-                now_s = clock.wall_ms() // 1000
-                headers = signatures.headers(hook.secret, message_id, now_s, body)
+                now = clock.utc_now()
+                now_s, secrets = int(now.timestamp()), hook.secrets(now)
+                headers = signatures.headers(secrets, message_id, now_s, body)
                 outcome = await self.sender.post(hook.url, headers, body)
             attempts += 1
             _ATTEMPTS.labels("taken" if outcome.error is None else "failed").inc()

@@ -20,15 +20,8 @@ from tbot.core.clock import boot_s, to_ms
 from tbot.core.errors import VenueError
 from tbot.core.settings import CandleSettings
 from tbot.core.tasks import Tasks
-from tbot.market.candles import (
-    GRACE_MS,
-    INTERVALS,
-    Candle,
-    CandleBuilder,
-    Interval,
-    Span,
-    insert,
-)
+from tbot.market.candle_builder import GRACE_MS, CandleBuilder, Span
+from tbot.market.candles import INTERVALS, Candle, Interval, insert
 from tbot.market.feed import BookChanged, FeedEvent, Traded
 from tbot.venues.backoff import FullJitter
 from tbot.venues.base import Instrument, Kline, MarketTrade

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
+from itertools import islice
 from typing import Any, Final
 
 import asyncpg
@@ -23,9 +24,10 @@ from tbot.core.errors import VenueError, VenueRefused
 from tbot.core.settings import CandleSettings
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.market import candle_store as store
+from tbot.market.candle_builder import GRACE_MS
 from tbot.market.candle_feed import CandleClosed, CandleEvent, CandleFeed, Doubted
 from tbot.market.candle_store import Connection, Gap
-from tbot.market.candles import GRACE_MS, INTERVALS, Candle, Interval
+from tbot.market.candles import INTERVALS, Candle, Interval
 from tbot.venues.base import Instrument
 
 _log = structlog.get_logger(__name__)
@@ -113,6 +115,9 @@ class CandleRecorder:
         async with self._pool.acquire() as connection:
             for instrument in self._candles.instruments():
                 await self._plan(connection, instrument.symbol)
+            # Only what has closed by now, so that no gap is learned of later than a candle after
+            # it is stored: see `candle_store.is_settled`.
+            due = len(self._queue)
             if self._gaps:
                 wanted = [
                     Gap(symbol, interval, interval.floor(from_ms), interval.floor(to_ms))
@@ -126,8 +131,9 @@ class CandleRecorder:
                     for (symbol, interval), (from_ms, to_ms) in stored.items():
                         self._want(symbol, interval, from_ms, to_ms)
                     raise
-            while self._queue:
-                some = [self._queue[n] for n in range(min(len(self._queue), _ROWS_AT_ONCE))]
+            while due > 0 and self._queue:
+                some = list(islice(self._queue, min(due, _ROWS_AT_ONCE)))
+                due -= len(some)
                 await self._save(connection, some)
                 for item in some:
                     # Those that the bound has pushed out meanwhile are not there any more.

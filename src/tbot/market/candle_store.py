@@ -157,6 +157,36 @@ async def gaps(connection: Connection, venue: str) -> list[Gap]:
     return [Gap(row[1], BY_SECONDS[row[2]], to_ms(row[3]), to_ms(row[4]), row[0]) for row in rows]
 
 
+async def is_settled(
+    connection: Connection,
+    venue: str,
+    symbol: str,
+    interval: Interval,
+    from_at: datetime | None,
+    to_at: datetime,
+) -> bool:
+    """Whether nothing more is to be expected of the candles that begin in a span.
+
+    The recorder stores what it has to ask for before any candle that closed after it learned that.
+    So a candle from the span's end on says that all that is missing before it is known.
+
+    Args:
+        from_at: None for all time before `to_at`, which itself is beyond the span.
+    """
+    settled: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM candles WHERE venue = $1 AND symbol = $2 AND interval_s = $3"
+        "  AND start_at >= $5)"
+        " AND NOT EXISTS (SELECT FROM candle_gaps WHERE venue = $1 AND symbol = $2"
+        "  AND interval_s = $3 AND from_at < $5 AND ($4::timestamptz IS NULL OR to_at >= $4))",
+        venue,
+        symbol,
+        interval.ms // 1000,
+        from_at,
+        to_at,
+    )
+    return settled
+
+
 async def close_gap(connection: Connection, gap: Gap) -> None:
     """It was asked for."""
     await connection.execute("DELETE FROM candle_gaps WHERE id = $1", gap.id)

@@ -30,6 +30,20 @@ type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any
 
 FINAL_SQL: Final = "('filled', 'canceled', 'rejected', 'expired')"
 
+
+class _By(msgspec.Struct, frozen=True):
+    request: str | None = None
+
+
+class _Recorded(msgspec.Struct, frozen=True):
+    """What of a journal entry tells who placed an order."""
+
+    by: _By
+    data: dict[str, msgspec.Raw]
+
+
+_read_entry: Final = msgspec.json.Decoder(_Recorded).decode
+
 # Column, its SQL array type, and whether it can change after the order was created.
 _COLUMNS: Final = (
     ("id", "uuid", False),
@@ -401,6 +415,19 @@ async def list_venue_open(connection: Connection, venue: str) -> list[Order]:
         venue,
     )
     return await _with_trades(connection, rows)
+
+
+async def placed_under(connection: Connection, order: Order) -> str | None:
+    """The id of the request that placed an order; None when that is not what happened to it last.
+
+    Args:
+        order: As it was accepted.
+    """
+    body: bytes | None = await connection.fetchval(
+        "SELECT body FROM journal WHERE account_id = $1 AND seq = $2", order.account_id, order.seq
+    )
+    entry = None if body is None else _read_entry(body)
+    return entry.by.request if entry is not None and "accepted" in entry.data else None
 
 
 async def find_external(connection: Connection, parent_id: UUID) -> Order | None:

@@ -168,7 +168,11 @@ async def list_candles(
         found = await store.page(
             connection, venue, symbol, interval, begin, before, size + 1, newest_first=True
         )
-    found, open_ = _with_live(parts, venue, symbol, interval, begin, before, found)
+        oldest = found[size - 1].candle.start if len(found) > size else begin
+        over = before is not None and await store.is_settled(
+            connection, venue, symbol, interval, oldest, before
+        )
+    found, open_ = _with_live(parts, venue, symbol, interval, begin, before, found, size)
     shown = found[:size]
     headers: dict[str, str] = {}
     following = None
@@ -183,8 +187,7 @@ async def list_candles(
         "items": [candle_json(one.candle, one.candle is not open_) for one in shown],
         "next": following,
     }
-    settled = not reaches_now and all(one.candle.complete for one in shown) and bool(shown)
-    settled = settled and _over(parts, venue, symbol, interval, before)
+    settled = over and bool(shown) and all(one.candle.complete for one in shown)
     return _cacheable(page, headers, shown, settled)
 
 
@@ -204,14 +207,19 @@ def _with_live(
     begin: datetime | None,
     before: datetime | None,
     stored: Sequence[Stored],
+    size: int,
 ) -> tuple[list[Stored], Candle | None]:
-    """Stored candles with those that are only in memory yet: closed a moment ago, or open."""
+    """Stored candles with those that are only in memory yet: closed a moment ago, or open.
+
+    Args:
+        stored: The newest of them, one more than `size` if there are more.
+    """
     feed = parts.candles.get(venue)
     if feed is None:
         return list(stored), None
     found = {one.candle.start_ms: one for one in stored}
-    # What is not on a later page: memory reaches less far back than a page may.
-    least_ms = stored[-1].candle.start_ms if stored else 0
+    # What is on a later page is not on this one.
+    least_ms = stored[-1].candle.start_ms if len(stored) > size else 0
     if begin is not None:
         least_ms = max(least_ms, to_ms(begin))
     open_ = feed.open(symbol, interval)
@@ -225,16 +233,6 @@ def _with_live(
             found[candle.start_ms] = Stored(candle, at)
     shown = [found[start_ms] for start_ms in sorted(found, reverse=True)]
     return shown, open_ if any(one.candle is open_ for one in shown) else None
-
-
-def _over(
-    parts: Deps, venue: str, symbol: str, interval: Interval, before: datetime | None
-) -> bool:
-    """Whether every candle that begins before a moment has ended, by the market's clock."""
-    feed = parts.candles.get(venue)
-    if feed is None or before is None:
-        return False
-    return before <= from_ms(interval.floor(feed.clock_ms(symbol)))
 
 
 def _cacheable(

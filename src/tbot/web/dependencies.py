@@ -17,6 +17,7 @@ from tbot.auth.scopes import Scope as Allows
 from tbot.core.errors import AuthError, InvalidToken
 from tbot.journal.commands import Actor
 from tbot.web.deps import Deps
+from tbot.web.fields import Id
 from tbot.web.problems import Problem
 from tbot.web.ratelimit import Kind, Limits
 
@@ -97,11 +98,6 @@ async def current_principal(
     """Who asks, as `StrictRoute` found out by `check_principal` before it read the body."""
     principal: Principal = request.scope[PRINCIPAL]
     return principal
-
-
-def principal_of(request: Request) -> Principal | None:
-    """Who asks, if the request has got far enough to know; for logs."""
-    return request.scope.get(PRINCIPAL)
 
 
 def actor_of(request: Request, principal: Principal) -> Actor:
@@ -198,6 +194,13 @@ PreferHeader = Annotated[
     ),
 ]
 
+AccountFilter = Annotated[
+    Id | None,
+    Query(
+        description="All your accounts when absent; to be named by who has more than "
+        "`http.accounts_listed_max`."
+    ),
+]
 PageLimit = Annotated[
     int | None, Query(ge=1, description="Most items on the page, up to `http.page_size_max`.")
 ]

@@ -17,7 +17,6 @@ from tbot.web.methods import ACCEPT_PATCH
 from tbot.web.problems import Problem
 
 URI_BYTES_MAX: Final = 8192
-FORM_FIELDS_MAX: Final = 16
 
 _BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
 _JSON: Final = re.compile(r'application/json(?:\s*;\s*charset="?utf-8"?)?\s*', re.IGNORECASE)

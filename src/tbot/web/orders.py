@@ -21,6 +21,7 @@ from tbot.orders.rules import OrderRequest
 from tbot.venues.base import OrderType, Side, TimeInForce
 from tbot.web.answers import json_answer
 from tbot.web.dependencies import (
+    AccountFilter,
     OrderReader,
     OrderWriter,
     PageCursor,
@@ -292,7 +293,7 @@ async def list_orders(
     request: HttpRequest,
     parts: Parts,
     principal: OrderReader,
-    account_id: Annotated[Id | None, Query(description="All your accounts when absent.")] = None,
+    account_id: AccountFilter = None,
     symbol: Annotated[Symbol | None, Query()] = None,
     side: Annotated[Side | None, Query()] = None,
     state: Annotated[State | None, Query()] = None,

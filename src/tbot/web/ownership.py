@@ -9,7 +9,7 @@ everything and do nothing. Administrators have no access by being that, but for 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from tbot.auth.flow import Principal
@@ -23,12 +23,10 @@ from tbot.ledger.transfers import TransferFacts
 from tbot.ledger.transfers_flow import facts_of
 from tbot.orders import flow
 from tbot.orders.model import Order
+from tbot.web.problems import invalid
 
 if TYPE_CHECKING:
     from tbot.web.deps import Deps
-
-ACCOUNTS_MAX: Final = 1000
-"""Accounts of one owner that a list without `account_id` looks through."""
 
 
 async def access_to(
@@ -88,16 +86,20 @@ async def own_account(
 
 
 async def own_accounts(deps: Deps, principal: Principal, account_id: UUID | None) -> list[UUID]:
-    """One account to be read, or (None) all that the asker opened, at most `ACCOUNTS_MAX`.
+    """One account to be read, or (None) all that the asker opened.
 
     Raises:
         NotFound: No such account, or somebody else's.
+        Problem: The asker has more than a list goes through: part of them would be no answer.
     """
     if account_id is not None:
         await own_account(deps, principal, account_id, need=Access.READ)
         return [account_id]
+    most = deps.settings.http.accounts_listed_max
     async with deps.pool.acquire() as connection:
-        own = await accounts_store.list_accounts(connection, principal.user_id, None, ACCOUNTS_MAX)
+        own = await accounts_store.list_accounts(connection, principal.user_id, None, most + 1)
+    if len(own) > most:
+        raise invalid(f"name one: you have more than {most}", parameter="account_id")
     return [account.id for account, _ in own]
 
 

@@ -18,12 +18,12 @@ from tbot.core.money import MoneyText
 from tbot.core.refusals import Reason
 from tbot.ledger import payments_flow as flow
 from tbot.ledger import payments_store as store
-from tbot.ledger import store as accounts_store
 from tbot.ledger.members import Access
 from tbot.ledger.payments import Kind, Payment, State
 from tbot.ledger.payments_flow import PaymentDesk
 from tbot.web.answers import json_answer
 from tbot.web.dependencies import (
+    AccountFilter,
     AccountReader,
     PageCursor,
     PageLimit,
@@ -46,14 +46,11 @@ from tbot.web.fields import (
 )
 from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
-from tbot.web.ownership import own_account
+from tbot.web.ownership import own_account, own_accounts
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
 from tbot.web.routes import router
 
 routes = router("payments")
-
-ACCOUNTS_MAX = 1000
-"""Accounts of one owner that a list without `account_id` looks through."""
 
 _REQUEST_REASONS = (
     Reason.ACCOUNT_CLOSED,
@@ -299,7 +296,7 @@ async def list_payments(
     request: HttpRequest,
     parts: Parts,
     principal: AccountReader,
-    account_id: Annotated[Id | None, Query(description="All your accounts when absent.")] = None,
+    account_id: AccountFilter = None,
     state: Annotated[State | None, Query()] = None,
     kind: Annotated[Kind | None, Query()] = None,
     limit: PageLimit = None,
@@ -314,14 +311,8 @@ async def list_payments(
     before = None
     if cursor is not None:
         before = UUID(str(decode_cursor(secret, reader, "payments", filters, cursor)[0]))
-    if account_id is not None:
-        await own_account(parts, principal, account_id, need=Access.READ)
+    account_ids = await own_accounts(parts, principal, account_id)
     async with desk.pool.acquire() as connection:
-        if account_id is not None:
-            account_ids = [account_id]
-        else:
-            own = await accounts_store.list_accounts(connection, reader, None, ACCOUNTS_MAX)
-            account_ids = [account.id for account, _ in own]
         found = await store.list_payments(
             connection, account_ids, kind=kind, state=state, before=before, limit=size + 1
         )

@@ -15,8 +15,7 @@ from typing import Annotated, Any, Final
 from fastapi import Header
 from starlette.requests import Request
 
-from tbot.core.refusals import Reason, Refused
-from tbot.web.problems import Problem, refused
+from tbot.web.problems import Problem
 
 _TAGS: Final = re.compile(r'\s*(?:(W/)?"([\x21\x23-\x2b\x2d-\x7e]*)"\s*(?:,\s*|$))+')
 _TAG: Final = re.compile(r'(W/)?"([^"]*)"')
@@ -78,11 +77,6 @@ def expected_versions(request: Request) -> frozenset[str] | None:
         raise Problem("malformed_header", "If-Match has entity tags in quotes, or one *")
     tags = _TAG.findall(text)
     return frozenset(tag.partition(".")[0] for weak, tag in tags if not weak)
-
-
-def changed_since() -> Problem:
-    """Somebody changed it after the caller had looked."""
-    return refused(Refused(Reason.PRECONDITION_FAILED))
 
 
 def matches(if_none_match: bytes, tag: bytes) -> bool:

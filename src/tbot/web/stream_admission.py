@@ -19,6 +19,7 @@ from uuid import UUID
 from prometheus_client import Counter, Gauge
 from starlette.requests import HTTPConnection
 
+from tbot.auth.throttle import network
 from tbot.core.settings import StreamSettings
 from tbot.market.topics import CODECS, JSON, Codec
 
@@ -64,6 +65,7 @@ class Admission:
         clients: How many are connected.
 
     Attributes:
+        addresses: Of IPv6, by the network of a site.
         draining: Nobody is let in any more.
         lag_s: How late timers are, smoothed.
     """
@@ -99,7 +101,7 @@ class Admission:
                 "origin_not_allowed",
                 "pages of this origin may not connect",
             )
-        if self.addresses[address] >= self._settings.clients_per_address_max:
+        if self.addresses[network(address)] >= self._settings.clients_per_address_max:
             return Denial(
                 HTTPStatus.TOO_MANY_REQUESTS, "too_many_clients", "too many from your address"
             )
@@ -137,7 +139,7 @@ class Admission:
 
     def arrived(self, address: str) -> None:
         """Somebody is let in, who is not known yet."""
-        self.addresses[address] += 1
+        self.addresses[network(address)] += 1
         self.newcomers += 1
         _newcomers.set(self.newcomers)
 
@@ -159,9 +161,10 @@ class Admission:
 
     def left(self, address: str, user_id: UUID | None) -> None:
         """Somebody is gone; `user_id` is None for one who never logged in."""
-        self.addresses[address] -= 1
-        if not self.addresses[address]:
-            del self.addresses[address]
+        where = network(address)
+        self.addresses[where] -= 1
+        if not self.addresses[where]:
+            del self.addresses[where]
         if user_id is None:
             self.known()
             return

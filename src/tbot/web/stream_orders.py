@@ -9,7 +9,6 @@ connection, each answered when it is durable, or, with `wait_s`, when the venue 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import msgspec
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import Counter, Gauge
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from tbot.auth.principal import Peer, Principal
@@ -36,12 +34,13 @@ from tbot.web.answers import json_answer
 from tbot.web.deps import Deps
 from tbot.web.edge import problem_response
 from tbot.web.fields import Id, PositiveAmount, Symbol
-from tbot.web.once import key_text, once_of, respond
+from tbot.web.once import once_of, respond
 from tbot.web.orders import NewOrder, canceled, ended, order_request, placed
 from tbot.web.ownership import own_account, own_order
-from tbot.web.problems import Problem, invalid
+from tbot.web.problems import Problem
 from tbot.web.ratelimit import Kind, Limits
-from tbot.web.stream_words import Meter, id_of, problem
+from tbot.web.stream_order_words import checked, items_of, keys_of, wait_s_of
+from tbot.web.stream_words import Meter, id_of, orders_per_message, problem
 
 if TYPE_CHECKING:
     from tbot.web.stream_session import Session
@@ -156,9 +155,9 @@ class OrderLine:
         principal = session.principal
         assert principal is not None
         try:
-            items = self._items(message)
-            keys = _keys(message, len(items))
-            wait_s = _wait_s(message, self._desk.deps.settings.http.wait_s_max)
+            items = items_of(message, orders_per_message(self._settings))
+            keys = keys_of(message, len(items))
+            wait_s = wait_s_of(message, self._desk.deps.settings.http.wait_s_max)
         except Problem as error:
             self._tell_problem(message, error.response(self._request_id()))
             return
@@ -181,40 +180,6 @@ class OrderLine:
     def _request_id(self) -> str:
         self._count += 1
         return f"{self._name}-{self._count}"
-
-    # What a message asks for
-
-    def _items(self, message: dict[str, Any]) -> Sequence[Any]:
-        """The orders that a message is about, each to be checked by itself.
-
-        Raises:
-            Problem: The message itself is not of its form.
-        """
-        match message["op"]:
-            case "place":
-                return self._one_or_many(message, "order", "orders", {"key", "wait_s"})
-            case "cancel":
-                return self._one_or_many(message, "order_id", "order_ids", {"key", "wait_s"})
-            case "cancel_all":
-                _check_members(message, {"account_id", "symbol"})
-                return (message,)
-            case _:
-                _check_members(message, {"order_id", "quantity", "limit_price", "key"})
-                return (message,)
-
-    def _one_or_many(
-        self, message: dict[str, Any], one: str, many: str, more: set[str]
-    ) -> Sequence[Any]:
-        _check_members(message, {one, many} | more)
-        if (one in message) == (many in message):
-            raise invalid(f"has either {one} or {many}", pointer=f"/{one}")
-        if one in message:
-            return (message[one],)
-        items = message[many]
-        most = self._settings.orders_per_message_max
-        if not isinstance(items, list) or not 1 <= len(items) <= most:
-            raise invalid(f"is a list of 1 to {most}", pointer=f"/{many}")
-        return items
 
     # Carrying out, side by side
 
@@ -295,7 +260,7 @@ class OrderLine:
 
     async def _place(self, item: Any, asked: Asked) -> Response:
         deps = self._desk.deps
-        body: NewOrder = _checked(_new_order, item)
+        body: NewOrder = checked(_new_order, item)
         wanted = order_request(body)
         await own_account(deps, asked.principal, body.account_id, need=Access.TRADE)
         once = None
@@ -320,7 +285,7 @@ class OrderLine:
 
     async def _cancel(self, item: Any, asked: Asked) -> Response:
         deps = self._desk.deps
-        order_id: UUID = _checked(_id, item, "order_id")
+        order_id: UUID = checked(_id, item, "order_id")
         order = await own_order(deps, asked.principal, order_id)
         once = None
         if asked.key is not None:
@@ -356,10 +321,10 @@ class OrderLine:
 
     async def _cancel_all(self, item: Any, asked: Asked) -> Response:
         deps = self._desk.deps
-        account_id: UUID = _checked(_id, item.get("account_id"), "account_id")
+        account_id: UUID = checked(_id, item.get("account_id"), "account_id")
         symbol = item.get("symbol")
         if symbol is not None:
-            symbol = _checked(_symbol, symbol, "symbol")
+            symbol = checked(_symbol, symbol, "symbol")
         await own_account(deps, asked.principal, account_id, need=Access.TRADE)
         ids = await flow.cancel_all(deps.orders, asked.actor, account_id, symbol)
         return json_answer({"requested": len(ids), "orders": ids}, 202)
@@ -371,10 +336,10 @@ class OrderLine:
         order, one after the other, are two, and the client has to say so (what filled between
         them is its business).
         """
-        order_id: UUID = _checked(_id, item.get("order_id"), "order_id")
+        order_id: UUID = checked(_id, item.get("order_id"), "order_id")
         for name in ("quantity", "limit_price"):
             if item.get(name) is not None:
-                _checked(_amount, item[name], name)
+                checked(_amount, item[name], name)
         order = await own_order(self._desk.deps, asked.principal, order_id)
         raise Problem(
             "amend_unsupported", f"orders at {order.venue} are not amended: cancel and place anew"
@@ -421,55 +386,3 @@ class OrderLine:
             retry_after_s=None if wait is None else float(wait),
         )
         self._session.subscriber.tell({**told, "problem": document})
-
-
-def _check_members(message: dict[str, Any], known: set[str]) -> None:
-    for name in message:
-        if name not in known and name not in ("op", "id"):
-            raise invalid("is not a member that this message may have", pointer=f"/{name[:64]}")
-
-
-def _keys(message: dict[str, Any], count: int) -> Sequence[str | None]:
-    """The idempotency key of each item.
-
-    Raises:
-        Problem: There is one, and it is not of its form.
-    """
-    key = message.get("key")
-    if key is None:
-        return (None,) * count
-    if not isinstance(key, str):
-        raise invalid("is a text", pointer="/key")
-    text = key_text(key)
-    return [text] if count == 1 else [f"{text}#{index}" for index in range(count)]
-
-
-def _wait_s(message: dict[str, Any], most_s: float) -> float | None:
-    """How long the answer may wait, within our limit.
-
-    Raises:
-        Problem: It is no number of seconds.
-    """
-    wait_s = message.get("wait_s")
-    if wait_s is None:
-        return None
-    good = isinstance(wait_s, int | float) and not isinstance(wait_s, bool)
-    if not good or not math.isfinite(wait_s) or wait_s < 0:
-        raise invalid("is a number of seconds", pointer="/wait_s")
-    return min(float(wait_s), most_s)
-
-
-def _checked(validate: Callable[[Any], Any], value: Any, name: str = "") -> Any:
-    """A value as the model of REST has it.
-
-    Raises:
-        RequestValidationError: As FastAPI would have raised it; pointers lead into the item.
-    """
-    try:
-        return validate(value)
-    except ValidationError as error:
-        place = ("body", name) if name else ("body",)
-        errors = error.errors(include_url=False, include_input=False)
-        raise RequestValidationError(
-            [{**item, "loc": (*place, *item["loc"])} for item in errors]
-        ) from None

@@ -46,6 +46,7 @@ from tbot.web.stream_words import (
     Malformed,
     Meter,
     id_of,
+    orders_per_message,
     problem,
     read,
 )
@@ -123,7 +124,7 @@ class Session:
                 "messages_per_s": settings.messages_per_s_max,
                 "heartbeat_s": settings.heartbeat_s,
                 "orders_per_s": settings.orders_per_s_max,
-                "orders_per_message": settings.orders_per_message_max,
+                "orders_per_message": orders_per_message(settings),
                 "orders_in_flight": settings.orders_in_flight_max,
             },
         }

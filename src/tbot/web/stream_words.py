@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 
+from tbot.core.settings import StreamSettings
 from tbot.journal.chain import HASH_PREFIX_DIGITS
 from tbot.market.channels import Denied
 from tbot.market.topics import Codec
@@ -90,23 +91,31 @@ class Meter:
     """How fast a client may talk: the generic cell rate algorithm.
 
     Args:
-        per_s: Sustained messages per second; `BURST_S` seconds' worth may come at once.
+        per_s: Sustained messages per second; `BURST_S` seconds' worth may come at once, at least
+            one.
     """
 
-    __slots__ = ("_due_s", "_interval_s")
+    __slots__ = ("_burst_s", "_due_s", "_interval_s")
 
     def __init__(self, per_s: float) -> None:
         self._interval_s = 1 / per_s
+        self._burst_s = max(BURST_S, self._interval_s)
         self._due_s = 0.0
 
     def take(self, now_s: float, cost: int = 1) -> float:
         """Count `cost` messages; 0.0 when they fit, else the seconds until they would."""
         due_s = max(self._due_s, now_s) + cost * self._interval_s
-        wait_s = due_s - now_s - BURST_S
-        if wait_s > 0:
+        wait_s = due_s - now_s - self._burst_s
+        if wait_s > 1e-9:  # what sums of intervals may be off by
             return wait_s
         self._due_s = due_s
         return 0.0
+
+
+def orders_per_message(settings: StreamSettings) -> int:
+    """How many orders a message may have: never more than could be taken at once."""
+    at_once = max(1, int(settings.orders_per_s_max * BURST_S))
+    return min(settings.orders_per_message_max, settings.orders_in_flight_max, at_once)
 
 
 FULL: Final = Denied("too_many_subscriptions", "the connection has as many subscriptions as it may")

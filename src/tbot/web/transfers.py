@@ -16,6 +16,7 @@ from tbot.ledger.members import Access
 from tbot.ledger.transfers import Transfer, TransferState
 from tbot.web.answers import json_answer, json_body
 from tbot.web.dependencies import (
+    AccountFilter,
     AccountReader,
     PageCursor,
     PageLimit,
@@ -171,7 +172,7 @@ async def list_transfers(
     request: HttpRequest,
     parts: Parts,
     principal: AccountReader,
-    account_id: Annotated[Id | None, Query(description="All your accounts when absent.")] = None,
+    account_id: AccountFilter = None,
     state: Annotated[TransferState | None, Query()] = None,
     limit: PageLimit = None,
     cursor: PageCursor = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from tbot.auth.state import sessions_ended
 from tbot.auth.store import User
 from tbot.core import clock
 from tbot.core.errors import NotFound
+from tbot.core.refusals import Reason
 from tbot.web.answers import json_answer
 from tbot.web.dependencies import (
     Admin,
@@ -31,6 +33,7 @@ from tbot.web.fields import Answer, Id, Request, Timestamp, Username
 from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
+from tbot.web.preconditions import TAGGED, IfMatch, expected_versions, tag_of
 from tbot.web.problems import invalid
 from tbot.web.routes import router
 from tbot.web.sessions import SecurityEventPage, security_events_page
@@ -112,7 +115,7 @@ async def me(parts: Parts, principal: AnyUser) -> Me:
     status_code=201,
     response_model=UserOut,
     responses={
-        201: {"headers": {"Location": {"schema": {"type": "string"}}}},
+        201: {"headers": {"Location": {"schema": {"type": "string"}}, **TAGGED["headers"]}},
         **problems("user_exists", "overloaded", "outcome_unknown"),
     },
 )
@@ -134,8 +137,13 @@ async def create_user(
 
 
 def _created(user: User) -> Response:
-    headers = {"Location": f"/v1/users/{user.id}"}
-    return json_answer(_out(user).model_dump(mode="json"), 201, headers)
+    return _answer(user, 201, {"Location": f"/v1/users/{user.id}"})
+
+
+def _answer(user: User, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    # All that is shown of a user either never changes or is in its version.
+    tag = tag_of(users.version_of(user), "0")
+    return json_answer(_out(user).model_dump(mode="json"), status, {**(headers or {}), "ETag": tag})
 
 
 @routes.get("/users", operation_id="list_users", responses=problems("invalid_cursor"))
@@ -162,23 +170,31 @@ async def list_users(
     return UserPage(items=[_out(user) for user in found[:size]], next=following)
 
 
-@routes.get("/users/{user_id}", operation_id="get_user")
-async def get_user(parts: Parts, _principal: Admin, user_id: Id) -> UserOut:
+@routes.get("/users/{user_id}", operation_id="get_user", response_model=UserOut)
+async def get_user(parts: Parts, _principal: Admin, user_id: Id) -> Response:
     """Get one user."""
     async with parts.pool.acquire() as connection:
         user = await store.user_by_id(connection, user_id)
     if user is None:
         raise NotFound("no such user")
-    return _out(user)
+    return _answer(user)
 
 
 @routes.patch(
     "/users/{user_id}",
     operation_id="change_user",
     response_model=UserOut,
-    responses=problems(
-        "last_administrator", "step_up_required", "key_not_allowed", "outcome_unknown"
-    ),
+    responses={
+        200: TAGGED,
+        **problems(
+            "last_administrator",
+            "step_up_required",
+            "key_not_allowed",
+            "outcome_unknown",
+            "precondition_required",
+            Reason.PRECONDITION_FAILED,
+        ),
+    },
 )
 async def change_user(
     request: HttpRequest,
@@ -186,6 +202,7 @@ async def change_user(
     principal: Admin,
     user_id: Id,
     body: UserChanges,
+    _match: IfMatch = None,
     _key: KeyHeader = None,
 ) -> Response:
     """Change a user's role, or let them in or keep them out.
@@ -199,16 +216,13 @@ async def change_user(
     for name in ("role", "status"):
         if name in body.model_fields_set and getattr(body, name) is None:
             raise invalid("cannot be taken away", pointer=f"/{name}")
+    versions = expected_versions(request)
     active = None if body.status is None else body.status == "active"
-    once = await keyed(request, parts, principal, principal.user_id, _changed)
+    once = await keyed(request, parts, principal, principal.user_id, _answer)
     actor = actor_of(request, principal)
-    outcome = await users.change_user(parts.pool, user_id, actor, body.role, active, once)
+    outcome = await users.change_user(parts.pool, user_id, actor, body.role, active, once, versions)
     sessions_ended(parts.auth, user_id)
-    return respond(outcome, _changed)
-
-
-def _changed(user: User) -> Response:
-    return json_answer(_out(user).model_dump(mode="json"))
+    return respond(outcome, _answer)
 
 
 @routes.get(

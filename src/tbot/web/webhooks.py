@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -20,8 +20,8 @@ from tbot.journal import once as kept
 from tbot.journal.once import Kept, Once
 from tbot.ledger import webhooks as store
 from tbot.ledger.signatures import secret_text
-from tbot.ledger.webhooks import Delivery, Webhook
-from tbot.ledger.webhooks_target import URL_LENGTH_MAX, Forbidden, check_url
+from tbot.ledger.webhooks import Webhook
+from tbot.ledger.webhooks_target import Forbidden, check_url
 from tbot.web.answers import json_answer
 from tbot.web.dependencies import (
     AccountReader,
@@ -32,161 +32,42 @@ from tbot.web.dependencies import (
     page_limit,
 )
 from tbot.web.deps import Deps
-from tbot.web.fields import Answer, Id, Request, Timestamp
+from tbot.web.fields import Id
 from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
-from tbot.web.preconditions import TAGGED, IfMatch, changed_since, expected_versions, tag_of
+from tbot.web.preconditions import TAGGED, IfMatch, expected_versions, tag_of
 from tbot.web.problems import invalid
 from tbot.web.routes import SHOWS_SECRET, router
+from tbot.web.webhook_forms import (
+    DeliveryPage,
+    NewWebhook,
+    Replay,
+    Rotation,
+    WebhookChange,
+    WebhookCreated,
+    WebhookOut,
+    WebhookPage,
+    WebhookRotated,
+    delivery_json,
+    webhook_json,
+)
 
 routes = router("webhooks")
 
 _SECRET_BYTES = 32
-
-Url = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=URL_LENGTH_MAX),
-    Field(
-        description="Where to: http or https, and (unless the server says otherwise) a public "
-        "address.",
-        examples=["https://example.com/hooks/tbot"],
-        strict=True,
-    ),
-]
-Kinds = Annotated[
-    list[
-        Annotated[
-            str,
-            StringConstraints(pattern=r"^([a-z_]{1,32}\.)?(\*|[a-z_]{1,32})$"),
-            Field(strict=True),
-        ]
-    ],
-    Field(
-        max_length=50,
-        description="Kinds of journal entries, as `order.*` or `payment.succeeded`; all when "
-        "empty.",
-        examples=[["payment.*"]],
-    ),
-]
-Sequence_ = Annotated[int, Field(ge=1, le=2**62, strict=True)]
-
-
-class NewWebhook(Request):
-    """A subscription to an account's journal."""
-
-    account_id: Id
-    url: Url
-    kinds: Kinds = Field(default_factory=list)
-    from_sequence: Annotated[
-        Sequence_ | None,
-        Field(description="The first entry to deliver; what comes from now on when absent."),
-    ] = None
-
-
-class WebhookChange(Request):
-    """What is to be different; what is left out stays."""
-
-    url: Url | None = None
-    kinds: Kinds | None = None
-    enabled: Annotated[
-        bool | None, Field(strict=True, description="True also lets a disabled one go on.")
-    ] = None
-
-
-class Replay(Request):
-    """Where to deliver from."""
-
-    from_sequence: Annotated[Sequence_, Field(description="The next entry to deliver.")]
-
-
-class WebhookOut(Answer):
-    """A subscription as it is now."""
-
-    id: Id
-    account_id: Id
-    url: str
-    kinds: list[str]
-    enabled: bool
-    disabled_reason: Annotated[
-        str | None,
-        Field(
-            description="`owner`; `dead_letters`: too many in a row; `gone`: it answered 410; "
-            "`journal_changed`: the journal was restored, replay from where you want."
-        ),
-    ]
-    sequence: Annotated[int, Field(description="The last entry that it is done with.")]
-    created_at: Timestamp
-    updated_at: Timestamp
-
-
-class WebhookCreated(WebhookOut):
-    """A new subscription with its secret, which is shown this once."""
-
-    secret: Annotated[str, Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])]
-
-
-class WebhookPage(Answer):
-    """A page of subscriptions, oldest first."""
-
-    items: list[WebhookOut]
-    next: str | None
-
-
-class DeliveryOut(Answer):
-    """What became of one entry."""
-
-    sequence: Annotated[int, Field(description="Of the entry in its account's journal.")]
-    kind: str
-    state: Annotated[str, Field(description="`retrying`, `delivered` or `dead`.")]
-    attempts: int
-    status: Annotated[int | None, Field(description="HTTP status of the last answer.")]
-    error: str | None
-    at: Timestamp
-    next_at: Timestamp | None
-
-
-class DeliveryPage(Answer):
-    """A page of deliveries, newest entry first."""
-
-    items: list[DeliveryOut]
-    next: str | None
-
-
-def webhook_json(webhook: Webhook) -> dict[str, Any]:
-    """A subscription as `WebhookOut` describes it, in JSON types."""
-    return {
-        "id": webhook.id,
-        "account_id": webhook.account_id,
-        "url": webhook.url,
-        "kinds": list(webhook.kinds),
-        "enabled": webhook.enabled,
-        "disabled_reason": webhook.disabled_reason,
-        "sequence": webhook.seq,
-        "created_at": clock.stamp(webhook.created_at),
-        "updated_at": clock.stamp(webhook.updated_at),
-    }
-
-
-def _delivery_json(delivery: Delivery) -> dict[str, Any]:
-    next_at = delivery.next_at
-    return {
-        "sequence": delivery.seq,
-        "kind": delivery.kind,
-        "state": delivery.state,
-        "attempts": delivery.attempts,
-        "status": delivery.status,
-        "error": delivery.error,
-        "at": clock.stamp(delivery.at),
-        "next_at": None if next_at is None else clock.stamp(next_at),
-    }
 
 
 def _created(webhook: Webhook) -> Response:
     content = webhook_json(webhook) | {"secret": secret_text(webhook.secret)}
     headers = {"Location": f"/v1/webhooks/{webhook.id}", "ETag": _tag(webhook)}
     return json_answer(content, 201, headers)
+
+
+def _rotated(webhook: Webhook) -> Response:
+    content = webhook_json(webhook) | {"secret": secret_text(webhook.secret)}
+    return json_answer(content, headers={"ETag": _tag(webhook)})
 
 
 def _tag(webhook: Webhook) -> str:
@@ -213,8 +94,8 @@ def _checked(deps: Deps, url: str) -> str:
     status_code=201,
     response_model=WebhookCreated,
     responses={
-        201: {"headers": {"Location": {"schema": {"type": "string"}}}},
-        **problems("not_found", Reason.WEBHOOKS_MAX),
+        201: {"headers": {"Location": {"schema": {"type": "string"}}, **TAGGED["headers"]}},
+        **problems("not_found", "outcome_unknown", Reason.WEBHOOKS_MAX),
     },
 )
 async def create_webhook(
@@ -241,11 +122,7 @@ async def create_webhook(
 async def _create(
     deps: Deps, principal: Principal, body: NewWebhook, url: str, once: Once | None
 ) -> Webhook | Refused | Kept:
-    async with transaction(deps.pool) as connection:
-        if once is not None:
-            before = await kept.beside(connection, once)
-            if before is not None:
-                return before
+    async def create(connection: store.Connection) -> Webhook | Refused:
         if body.from_sequence is None:
             seq, digest = await store.head(connection, body.account_id)
         else:
@@ -267,7 +144,23 @@ async def _create(
             created_at=now,
             updated_at=now,
         )
-        outcome = await store.create(connection, webhook, deps.settings.webhooks)
+        return await store.create(connection, webhook, deps.settings.webhooks)
+
+    return await _carried_out(deps, once, create)
+
+
+async def _carried_out(
+    deps: Deps,
+    once: Once | None,
+    write: Callable[[store.Connection], Awaitable[Webhook | Refused]],
+) -> Webhook | Refused | Kept:
+    """Do a write in a transaction, which keeps its answer under the key it came with, if any."""
+    async with transaction(deps.pool) as connection:
+        if once is not None:
+            before = await kept.beside(connection, once)
+            if before is not None:
+                return before
+        outcome = await write(connection)
         if once is not None:
             await kept.keep(connection, once, outcome)
         return outcome
@@ -284,8 +177,9 @@ async def _place(
     return seq, digest
 
 
-async def _own(connection: store.Connection, principal: Principal, webhook_id: UUID) -> Webhook:
-    return await store.get(connection, webhook_id, principal.user_id)
+async def _own(deps: Deps, principal: Principal, webhook_id: UUID) -> Webhook:
+    async with deps.pool.acquire() as connection:
+        return await store.get(connection, webhook_id, principal.user_id)
 
 
 @routes.get(
@@ -321,8 +215,7 @@ async def list_webhooks(
 @routes.get("/webhooks/{webhook_id}", operation_id="get_webhook", response_model=WebhookOut)
 async def get_webhook(parts: Parts, principal: AccountReader, webhook_id: Id) -> Response:
     """Get one webhook as it is now."""
-    async with parts.pool.acquire() as connection:
-        return _answer(await _own(connection, principal, webhook_id))
+    return _answer(await _own(parts, principal, webhook_id))
 
 
 @routes.patch(
@@ -331,7 +224,7 @@ async def get_webhook(parts: Parts, principal: AccountReader, webhook_id: Id) ->
     response_model=WebhookOut,
     responses={
         200: TAGGED,
-        **problems("precondition_required", Reason.PRECONDITION_FAILED),
+        **problems("outcome_unknown", "precondition_required", Reason.PRECONDITION_FAILED),
     },
 )
 async def change_webhook(
@@ -341,24 +234,26 @@ async def change_webhook(
     webhook_id: Id,
     body: WebhookChange,
     _match: IfMatch = None,
+    _key: KeyHeader = None,
 ) -> Response:
     """Change a webhook, pause it, or let it go on. Deliveries meanwhile do not matter."""
-    async with parts.pool.acquire() as connection:
-        webhook = await _own(connection, principal, webhook_id)
-        versions = expected_versions(request)
-        if versions is not None and str(webhook.version) not in versions:
-            raise changed_since()
+    webhook = await _own(parts, principal, webhook_id)
+    versions = expected_versions(request)
+    url = None if body.url is None else _checked(parts, body.url)
+
+    async def change(connection: store.Connection) -> Webhook | Refused:
         changed = await store.change(
             connection,
-            webhook,
-            url=None if body.url is None else _checked(parts, body.url),
+            webhook.id,
+            url=url,
             kinds=body.kinds,
             enabled=body.enabled,
-            any_version=versions is None,
+            versions=versions,
         )
-    if changed is None:
-        raise changed_since()
-    return _answer(changed)
+        return Refused(Reason.PRECONDITION_FAILED) if changed is None else changed
+
+    once = await keyed(request, parts, principal, webhook.account_id, _answer)
+    return respond(await _carried_out(parts, once, change), _answer)
 
 
 @routes.delete(
@@ -366,12 +261,16 @@ async def change_webhook(
     operation_id="delete_webhook",
     status_code=204,
     response_class=Response,
-    responses={204: {"description": "It is gone, with its deliveries."}},
+    responses={
+        204: {"description": "It is gone, with its deliveries."},
+        **problems("outcome_unknown"),
+    },
 )
 async def delete_webhook(parts: Parts, principal: WebhookWriter, webhook_id: Id) -> Response:
     """Delete a webhook."""
+    webhook = await _own(parts, principal, webhook_id)
     async with transaction(parts.pool) as connection:
-        await store.delete(connection, await _own(connection, principal, webhook_id))
+        await store.delete(connection, webhook)
     return Response(status_code=204)
 
 
@@ -379,19 +278,61 @@ async def delete_webhook(parts: Parts, principal: WebhookWriter, webhook_id: Id)
     "/webhooks/{webhook_id}/replay",
     operation_id="replay_webhook",
     response_model=WebhookOut,
-    responses={200: TAGGED},
+    responses={200: TAGGED, **problems("outcome_unknown")},
 )
 async def replay_webhook(
-    parts: Parts, principal: WebhookWriter, webhook_id: Id, body: Replay
+    request: HttpRequest,
+    parts: Parts,
+    principal: WebhookWriter,
+    webhook_id: Id,
+    body: Replay,
+    _key: KeyHeader = None,
 ) -> Response:
     """Deliver again from an entry on: after an outage of yours, or for its dead letters.
 
     The ids of the messages stay the same, so what was taken before can be told apart.
     """
-    async with parts.pool.acquire() as connection:
-        webhook = await _own(connection, principal, webhook_id)
+    webhook = await _own(parts, principal, webhook_id)
+
+    async def replay(connection: store.Connection) -> Webhook:
         seq, digest = await _place(connection, webhook.account_id, body.from_sequence)
-        return _answer(await store.replay(connection, webhook, seq, digest))
+        return await store.replay(connection, webhook, seq, digest)
+
+    once = await keyed(request, parts, principal, webhook.account_id, _answer)
+    return respond(await _carried_out(parts, once, replay), _answer)
+
+
+@routes.post(
+    "/webhooks/{webhook_id}/rotate-secret",
+    operation_id="rotate_webhook_secret",
+    openapi_extra=SHOWS_SECRET,
+    response_model=WebhookRotated,
+    responses={200: TAGGED, **problems("outcome_unknown")},
+)
+async def rotate_secret(
+    request: HttpRequest,
+    parts: Parts,
+    principal: WebhookWriter,
+    webhook_id: Id,
+    body: Rotation | None = None,
+    _key: KeyHeader = None,
+) -> Response:
+    """Give a webhook a new secret. For a while, messages are signed with the old one, too.
+
+    So the receiver loses nothing: it takes messages by either secret while it changes over.
+    """
+    most_s = parts.settings.webhooks.secret_overlap_s
+    overlap_s = most_s if body is None or body.overlap_s is None else body.overlap_s
+    if overlap_s > most_s:
+        raise invalid(f"an old secret signs for at most {most_s} s", pointer="/overlap_s")
+    webhook = await _own(parts, principal, webhook_id)
+
+    async def rotate(connection: store.Connection) -> Webhook:
+        secret, overlap = os.urandom(_SECRET_BYTES), timedelta(seconds=overlap_s)
+        return await store.rotate(connection, webhook.id, secret, overlap)
+
+    once = await keyed(request, parts, principal, webhook.account_id, _rotated)
+    return respond(await _carried_out(parts, once, rotate), _rotated)
 
 
 @routes.get(
@@ -446,8 +387,8 @@ async def _deliveries(
     before = None
     if cursor is not None:
         before = int(decode_cursor(secret, reader, name, {}, cursor)[0])
+    await _own(deps, principal, webhook_id)
     async with deps.pool.acquire() as connection:
-        await _own(connection, principal, webhook_id)
         found = await store.list_deliveries(
             connection, webhook_id, dead=dead, before_seq=before, limit=size + 1
         )
@@ -456,5 +397,5 @@ async def _deliveries(
     if len(found) > size:
         following = encode_cursor(secret, reader, name, {}, [found[size - 1].seq])
         headers["Link"] = next_link(request, {}, size, following)
-    items = [_delivery_json(delivery) for delivery in found[:size]]
+    items = [delivery_json(delivery) for delivery in found[:size]]
     return json_answer({"items": items, "next": following}, headers=headers)

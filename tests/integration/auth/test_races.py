@@ -67,9 +67,10 @@ async def session(auth: Auth) -> tuple[Grant, Principal]:
 async def enrol(auth: Auth, principal: Principal) -> bytes:
     secret = totp.new_secret()
     async with transaction(auth.pool) as connection:
-        assert await factors.begin(connection, principal.user_id, secret)
+        sealed = auth.sealing.seal(principal.user_id, secret)
+        assert await factors.begin(connection, principal.user_id, sealed)
         code = totp.code_at(secret, int(time.time()) // 30)
-        assert await factors.confirm(connection, principal.user_id, code, time.time())
+        assert await factors.confirm(connection, auth.sealing, principal.user_id, code, time.time())
     return secret
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import asyncpg
 import pytest
+from typer.testing import CliRunner
 
 from tbot.auth import flow, store, users
 from tbot.auth.flow import Auth
 from tbot.auth.scopes import Role
+from tbot.cli import identity
 from tbot.core.bus import Bus
 from tbot.core.errors import InvalidCredentials, InvalidToken, UserExists
 from tbot.core.settings import AuthSettings
@@ -266,6 +268,18 @@ async def test_attack_12_retired_keys_void_every_token(auth: Auth, new_auth: New
     again = await flow.refresh(auth, grant.refresh_token)
     assert await lives(auth, again.access_token)
     assert await lives(other, again.access_token)
+
+
+async def test_an_operator_retires_the_keys_at_the_command_line(
+    auth: Auth, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = await flow.login(auth, "ann", PASSWORD)
+    monkeypatch.setenv("TBOT_DATABASE__URL", database_url)
+    done = await asyncio.to_thread(CliRunner().invoke, identity.users, ["retire-keys"])
+    assert done.exit_code == 0, done.output
+    await auth.keys.load()
+    assert not await lives(auth, grant.access_token)
+    assert await lives(auth, (await flow.refresh(auth, grant.refresh_token)).access_token)
 
 
 async def test_a_key_made_elsewhere_is_learned_when_it_is_first_seen(

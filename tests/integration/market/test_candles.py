@@ -6,9 +6,6 @@ import asyncio
 import csv
 import gzip
 import json
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,9 +19,10 @@ from tbot.core.clock import from_ms
 from tbot.core.errors import VenueDown, VenueRefused
 from tbot.core.settings import CandleSettings, GatewaySettings, MarketSettings
 from tbot.market import candle_store as store
+from tbot.market.candle_builder import CandleBuilder
 from tbot.market.candle_feed import CandleClosed, CandleEvent, CandleFeed
 from tbot.market.candle_recorder import CandleRecorder
-from tbot.market.candles import INTERVALS, Candle, CandleBuilder, Interval, aggregate
+from tbot.market.candles import INTERVALS, Candle, Interval, aggregate
 from tbot.market.feed import MarketFeed, Traded
 from tbot.venues.base import Instrument, Kline, MarketTrade
 from tbot.venues.binance.client import BinanceVenue, Endpoints
@@ -90,7 +88,7 @@ async def test_the_recorded_hour_closes_as_at_the_venue(
 
 @pytest.mark.parametrize("symbol", CLOSES)
 async def test_a_played_recording_ends_in_the_table_complete(
-    shared_dir: Path, tmp_path: Path, pool: Any, eventually: Any, symbol: str
+    shared_dir: Path, start_exchange: Any, pool: Any, eventually: Any, symbol: str
 ) -> None:
     """The exchange plays, the adapter and the feed read, the recorder stores and repairs."""
     days = ("20240808", "20240809")
@@ -98,23 +96,13 @@ async def test_a_played_recording_ends_in_the_table_complete(
     folder = shared_dir / "market-data" / "l2"
     paths = [folder / f"binance-spot_{symbol}_{day}.raw.gz" for day in days]
     streams = [f"{symbol.lower()}@{kind}" for kind in ("trade", "depth@100ms", "bookTicker")]
-    process = subprocess.Popen(  # noqa: ASYNC220
-        [
-            *(sys.executable, "-m", "tbot.exchange", "--port", "0", "--speed", "0"),
-            *("--data-dir", str(tmp_path)),
-            *(word for path in paths for word in ("--replay", str(path))),
-            *(word for stream in streams for word in ("--wait-for", stream)),
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+    access = await start_exchange(
+        *("--speed", "0"),
+        *(word for path in paths for word in ("--replay", str(path))),
+        *(word for stream in streams for word in ("--wait-for", stream)),
     )
-    assert process.stdout is not None
-    line = await asyncio.to_thread(process.stdout.readline)
-    assert line.startswith(b"READY"), line
-    keys = json.loads((tmp_path / "exchange.json").read_text())
-    signer = HmacSigner(keys["api_key"], keys["api_secret"])
-    venue = BinanceVenue("paper", Endpoints.at(keys["url"]), signer, GatewaySettings(), paper=True)
+    signer = HmacSigner(access.api_key, access.api_secret)
+    venue = BinanceVenue("paper", Endpoints.at(access.url), signer, GatewaySettings(), paper=True)
     settings = CandleSettings(store_interval_s=0.05, repair_interval_s=0.05)
     feed = MarketFeed(venue, MarketSettings())
     candles = CandleFeed(venue, settings)
@@ -153,8 +141,6 @@ async def test_a_played_recording_ends_in_the_table_complete(
         await feed.stop()
         await candles.stop()
         await venue.stop()
-        process.terminate()
-        await asyncio.to_thread(process.wait, 10)
     last_hour = [one for one in trades if one.at < datetime(2024, 8, 9, tzinfo=UTC)]
     assert (found.start, found.close) == (HOUR, CLOSES[symbol])
     assert (found.open, found.trades) == (trades[0].price, len(last_hour))

@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import os
-import subprocess
-import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -46,29 +43,21 @@ def change(side: dict[Decimal, Decimal], pairs: Any) -> None:
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])
-async def test_every_trade_and_every_book(shared_dir: Path, tmp_path: Path, symbol: str) -> None:
+async def test_every_trade_and_every_book(
+    shared_dir: Path, start_exchange: Any, symbol: str
+) -> None:
     path = shared_dir / "market-data" / "l2" / f"binance-spot_{symbol}_20240808.raw.gz"
     frames = recorded(path)
     lower = symbol.lower()
-    process = subprocess.Popen(  # noqa: ASYNC220
-        [
-            *(sys.executable, "-m", "tbot.exchange", "--port", "0", "--speed", "0"),
-            *("--data-dir", str(tmp_path), "--replay", str(path)),
-            *("--wait-for", f"{lower}@trade", "--wait-for", f"{lower}@depth@100ms"),
-            *("--wait-for", f"{lower}@bookTicker"),
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+    access = await start_exchange(
+        *("--speed", "0", "--replay", str(path)),
+        *("--wait-for", f"{lower}@trade", "--wait-for", f"{lower}@depth@100ms"),
+        *("--wait-for", f"{lower}@bookTicker"),
     )
-    assert process.stdout is not None
-    line = await asyncio.to_thread(process.stdout.readline)
-    assert line.startswith(b"READY"), line
-    keys = json.loads((tmp_path / "exchange.json").read_text())
     venue = BinanceVenue(
         "paper",
-        Endpoints.at(keys["url"]),
-        HmacSigner(keys["api_key"], keys["api_secret"]),
+        Endpoints.at(access.url),
+        HmacSigner(access.api_key, access.api_secret),
         GatewaySettings(),
         paper=True,
     )
@@ -148,6 +137,3 @@ async def test_every_trade_and_every_book(shared_dir: Path, tmp_path: Path, symb
     finally:
         await feed.stop()
         await venue.stop()
-        process.terminate()
-        process.wait()
-        process.stdout.close()

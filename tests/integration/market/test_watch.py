@@ -20,10 +20,9 @@ from typing import Any
 
 import pytest
 
-from tbot import boot
 from tbot.auth.scopes import Role
 from tbot.auth.users import create_user
-from tbot.boot import PaperAccess, Parts, running
+from tbot.boot import Parts, running
 from tbot.client import TBotClient
 from tbot.core.settings import Settings
 from tbot.serving import address_of, bind, serve_http
@@ -49,52 +48,30 @@ class Live:
 
 @pytest.fixture
 async def live(
-    database_url: str, tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
+    database_url: str, tmp_path: Path, eventually: Any, start_exchange: Any, undurable: None
 ) -> AsyncIterator[Live]:
     """A server on a synthetic market, its candles being built, and the user ann."""
+    access = await start_exchange("--seed", "7", "--speed", "20")
+    settings = Settings(data_dir=tmp_path, http={"port": 0})
+    listener = bind(settings)
+    url = address_of(listener)
+    async with running(settings, database_url, access) as parts:
+        await create_user(parts.pool, parts.auth.passwords, "ann", PASSWORD, Role.TRADER)
+        stop = asyncio.Event()
+        serving = asyncio.create_task(serve_http(parts, listener, stop))
+        (tmp_path / "api.json").write_text(json.dumps({"url": url}))
+        login = {"username": "ann", "password": PASSWORD}
+        (tmp_path / "admin.json").write_text(json.dumps(login))
 
-    async def throw_away(_connection: Any) -> None:
-        """The tests' own database is not durable, and need not be."""
+        async def ready() -> bool:
+            return not await parts.unready()
 
-    monkeypatch.setattr(boot, "require_durable", throw_away)
-    exchange = subprocess.Popen(  # noqa: ASYNC220
-        [
-            *(sys.executable, "-m", "tbot.exchange", "--port", "0", "--data-dir"),
-            *(str(tmp_path / "exchange"), "--seed", "7", "--speed", "20"),
-        ],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        assert exchange.stdout is not None
-        line = await asyncio.to_thread(exchange.stdout.readline)
-        assert line.startswith(b"READY"), line
-        keys = json.loads((tmp_path / "exchange" / "exchange.json").read_text())
-        access = PaperAccess(keys["url"], keys["api_key"], keys["api_secret"])
-        settings = Settings(data_dir=tmp_path, http={"port": 0})
-        listener = bind(settings)
-        url = address_of(listener)
-        async with running(settings, database_url, access) as parts:
-            await create_user(parts.pool, parts.auth.passwords, "ann", PASSWORD, Role.TRADER)
-            stop = asyncio.Event()
-            serving = asyncio.create_task(serve_http(parts, listener, stop))
-            (tmp_path / "api.json").write_text(json.dumps({"url": url}))
-            login = {"username": "ann", "password": PASSWORD}
-            (tmp_path / "admin.json").write_text(json.dumps(login))
-
-            async def ready() -> bool:
-                return not await parts.unready()
-
-            await eventually(ready, 60)
-            try:
-                yield Live(parts, url, tmp_path)
-            finally:
-                stop.set()
-                await serving
-    finally:
-        exchange.terminate()
-        await asyncio.to_thread(exchange.wait, 10)
+        await eventually(ready, 60)
+        try:
+            yield Live(parts, url, tmp_path)
+        finally:
+            stop.set()
+            await serving
 
 
 class Terminal:
@@ -166,6 +143,13 @@ async def test_it_draws_resizes_and_leaves_the_terminal_as_it_was(
             terminal.resize(100, 30)
             os.kill(terminal.process.pid, signal.SIGWINCH)
             await eventually(lambda: canceled in terminal.output, 20)
+            streams = live.parts.streams
+            streams.admission.draining = True
+            for subscriber in list(streams.hub.subscribers):
+                subscriber.close(4101, "test")
+            await eventually(lambda: b"connection lost" in terminal.output, 20)
+            streams.admission.draining = False
+            await eventually(lambda: streams.hub.subscribers, 30)
             terminal.type(b"q")
             assert await terminal.end() == 0
             assert terminal.output.rstrip().endswith(b"\x1b[?25h\x1b[?1049l")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -18,7 +15,6 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from tbot import boot
 from tbot.auth.scopes import Role
 from tbot.auth.users import create_user
 from tbot.boot import PaperAccess, Parts, running
@@ -26,7 +22,6 @@ from tbot.core.ids import venue_client_id
 from tbot.core.settings import Settings
 
 PASSWORD = "correct horse battery staple"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @dataclass
@@ -36,6 +31,7 @@ class Two:
     whole: Parts
     api: Parts
     valkey: Any
+    access: PaperAccess
 
     def client(self, parts: Parts, **headers: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(parts.app)
@@ -55,45 +51,24 @@ async def two(
     tmp_path: Path,
     own_valkey: Any,
     eventually: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    start_exchange: Any,
+    undurable: None,
 ) -> AsyncIterator[Two]:
-    async def throw_away(_connection: Any) -> None:
-        """The tests' own database is not durable, and need not be."""
+    access = await start_exchange("--seed", "7", "--speed", "20")
+    valkey = {"url": own_valkey.url, "timeout_s": 1.0, "open_s": 0.1}
+    settings = Settings(data_dir=tmp_path, valkey=valkey)
+    async with AsyncExitStack() as stack:
+        whole = await stack.enter_async_context(running(settings, database_url, access))
+        alone = Settings(data_dir=tmp_path, valkey=valkey, roles=["api"])
+        api = await stack.enter_async_context(running(alone, database_url, None))
+        for name in ("ann", "bob", "eve"):
+            await create_user(whole.pool, whole.auth.passwords, name, PASSWORD, Role.TRADER)
 
-    monkeypatch.setattr(boot, "require_durable", throw_away)
-    exchange = subprocess.Popen(  # noqa: ASYNC220
-        [
-            *(sys.executable, "-m", "tbot.exchange", "--port", "0", "--data-dir"),
-            *(str(tmp_path / "exchange"), "--seed", "7", "--speed", "20"),
-        ],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        assert exchange.stdout is not None
-        line = await asyncio.to_thread(exchange.stdout.readline)
-        assert line.startswith(b"READY"), line
-        keys = json.loads((tmp_path / "exchange" / "exchange.json").read_text())
-        access = PaperAccess(keys["url"], keys["api_key"], keys["api_secret"])
-        valkey = {"url": own_valkey.url, "timeout_s": 1.0, "open_s": 0.1}
-        settings = Settings(data_dir=tmp_path, valkey=valkey)
-        async with AsyncExitStack() as stack:
-            whole = await stack.enter_async_context(running(settings, database_url, access))
-            alone = Settings(data_dir=tmp_path, valkey=valkey, roles=["api"])
-            api = await stack.enter_async_context(running(alone, database_url, None))
-            await create_user(whole.pool, whole.auth.passwords, "ann", PASSWORD, Role.TRADER)
-            await create_user(whole.pool, whole.auth.passwords, "bob", PASSWORD, Role.TRADER)
-            await create_user(whole.pool, whole.auth.passwords, "eve", PASSWORD, Role.TRADER)
+        async def ready() -> bool:
+            return not await whole.unready()
 
-            async def ready() -> bool:
-                return not await whole.unready()
-
-            await eventually(ready, 60)
-            yield Two(whole, api, own_valkey)
-    finally:
-        exchange.terminate()
-        await asyncio.to_thread(exchange.wait, 10)
+        await eventually(ready, 60)
+        yield Two(whole, api, own_valkey, access)
 
 
 def shared_reads(cache: str) -> float:
@@ -195,11 +170,26 @@ async def test_a_valkey_that_is_lost_and_comes_back_changes_speed_only(
 
 
 async def test_one_order_from_the_request_to_the_venue_and_the_journal(
-    two: Two, log_lines: Callable[[], list[str]], eventually: Any
+    two: Two, database_url: str, log_lines: Callable[[], list[str]], eventually: Any
 ) -> None:
-    request_id = "5f3c1f0a-follow-me"
-    token = await two.log_in(two.whole)
-    async with two.client(two.whole, Authorization=token) as client:
+    """Taken by the process that sends it, and by one that leaves the sending to the other."""
+    await follow_an_order(two, two.whole, "5f3c1f0a-follow-me", log_lines, eventually)
+    settings = two.whole.settings.model_copy(update={"roles": ["api", "market"]})
+    async with running(settings, database_url, two.access) as taker:
+
+        async def ready() -> bool:
+            return not await taker.unready()
+
+        await eventually(ready, 60)
+        assert taker.gateway is None
+        await follow_an_order(two, taker, "5f3c1f0a-me-too", log_lines, eventually)
+
+
+async def follow_an_order(
+    two: Two, parts: Parts, request_id: str, log_lines: Callable[[], list[str]], eventually: Any
+) -> None:
+    token = await two.log_in(parts)
+    async with two.client(parts, Authorization=token) as client:
         body = {"name": "a", "starting_balance": {"USDT": "100000"}}
         account = (await client.post("/v1/accounts", json=body)).json()["id"]
         order = {"account_id": account, "symbol": "BTC-USDT", "side": "buy", "type": "market"}

@@ -26,7 +26,7 @@ from tbot.auth.scopes import Role
 from tbot.boot import projections
 from tbot.core.bus import Bus
 from tbot.core.ids import new_id
-from tbot.core.settings import MarketSettings, Settings
+from tbot.core.settings import CandleSettings, MarketSettings, Settings
 from tbot.db.pool import connect_committer, connect_listener
 from tbot.journal.commands import GATEWAY, SYSTEM
 from tbot.journal.committer import Committer
@@ -40,6 +40,7 @@ from tbot.ledger.provider import Report, Said
 from tbot.ledger.provider_sim import SimulatedProvider
 from tbot.ledger.webhooks_delivery import Deliverer
 from tbot.ledger.webhooks_target import Sender
+from tbot.market.candle_feed import CandleFeed
 from tbot.market.channels import Market
 from tbot.market.feed import MarketFeed
 from tbot.market.hub import Hub
@@ -53,6 +54,7 @@ from tbot.venues.base import (
     DepthDiff,
     DepthSnapshot,
     Instrument,
+    Kline,
     Level,
     MarketEvent,
     MarketTrade,
@@ -110,7 +112,10 @@ class PaperDeposits:
 
 
 class QuietMarket:
-    """A market source that says a few things about BTCUSDT and then keeps silent."""
+    """A market source that says a few things about BTCUSDT and then keeps silent.
+
+    It remembers nothing of what was before.
+    """
 
     name = "paper"
 
@@ -128,6 +133,14 @@ class QuietMarket:
         bids = [Level(Decimal(99), Decimal(1)), Level(Decimal(98), Decimal(2))]
         asks = [Level(Decimal(100), Decimal(1)), Level(Decimal(101), Decimal(2))]
         return DepthSnapshot(asked.venue_symbol, 1, bids, asks)
+
+    async def trades_from(self, *_: Any) -> list[MarketTrade]:
+        """None."""
+        return []
+
+    async def klines(self, *_: Any) -> list[Kline]:
+        """None."""
+        return []
 
 
 @dataclass
@@ -147,6 +160,7 @@ class Site:
     payments: PaymentDesk
     provider: SimulatedProvider
     streams: Streams
+    candles: CandleFeed
     _tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -257,7 +271,9 @@ async def new_site(database_url: str) -> AsyncIterator[NewSite]:
     async with AsyncExitStack() as stack:
 
         async def make(**changes: Any) -> Site:
-            return await _site(stack, database_url, Settings(**changes))
+            # The market speaks once: how long a test takes until it orders decides nothing.
+            risk = {"price_age_s_max": 86_400, **changes.pop("risk", {})}
+            return await _site(stack, database_url, Settings(risk=risk, **changes))
 
         yield make
 
@@ -287,8 +303,13 @@ async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
     await instruments.reload(pool, "paper")
     feed = MarketFeed(QuietMarket(), MarketSettings())
     hub = Hub(settings.stream)
-    market = Market(hub, feed)
-    feed.listen(market.hear)
+    candles = CandleFeed(QuietMarket(), CandleSettings())
+    market = Market(hub, feed, candles)
+    for listener in (candles.hear, market.hear):
+        feed.listen(listener)
+    candles.listen(market.hear)
+    candles.start(markets)
+    stack.push_async_callback(candles.stop)
     synced = asyncio.Event()
     feed.listen(lambda symbol, _: synced.set() if feed.book("BTC-USDT") else None)
     feed.start(markets)
@@ -322,10 +343,12 @@ async def _site(stack: AsyncExitStack, url: str, settings: Settings) -> Site:
     streams = Streams(settings.stream, hub, market, journal, auth, pool, bus)
     streams.start()
     stack.push_async_callback(streams.stop)
-    app = build_app(Deps(settings, pool, auth, orders, {"paper": feed}, streams, checks, payments))
+    parts = Deps(
+        settings, pool, auth, orders, {"paper": feed}, streams, checks, payments, {"paper": candles}
+    )
     return Site(
-        app, settings, pool, auth, committer, orders, feed, venue, checks, bus, payments, provider,
-        streams,
+        build_app(parts), settings, pool, auth, committer, orders, feed, venue, checks, bus,
+        payments, provider, streams, candles,
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/transfers/{transfer_id}/post"): {},
     ("PATCH", "/v1/webhooks/{webhook_id}"): {"enabled": False},
     ("POST", "/v1/webhooks/{webhook_id}/replay"): {"from_sequence": 1},
+    ("POST", "/v1/webhooks/{webhook_id}/rotate-secret"): {},
     ("PUT", "/v1/accounts/{account_id}/members/{user_id}"): {"role": "viewer"},
 }
 """Of routes that need a body to get as far as the ids in their paths."""

@@ -168,3 +168,20 @@ async def test_only_an_administrator_gives_an_overdraft_and_only_to_cash_account
         assert opened.json()["limits"]["overdraft"] == {"USDT": "50"}
         trading = cash | {"kind": "trading"}
         problem(await root.post("/v1/accounts", json=trading), 422, "overdraft_not_allowed")
+
+
+async def test_a_list_over_more_accounts_than_it_goes_through_is_no_part_of_it(
+    new_site: Any, problem: Any
+) -> None:
+    site = await new_site(http={"accounts_listed_max": 1})
+    await site.user("ann")
+    async with site.client("ann") as client:
+        first = await site.account(client)
+        for path in ("/v1/orders", "/v1/transfers", "/v1/payments"):
+            assert (await client.get(path)).status_code == 200
+        await site.account(client)
+        for path in ("/v1/orders", "/v1/transfers", "/v1/payments"):
+            told = problem(await client.get(path), 422, "validation_failed")
+            assert told["errors"][0]["parameter"] == "account_id"
+            one = await client.get(path, params={"account_id": first["id"]})
+            assert one.status_code == 200

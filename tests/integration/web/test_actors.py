@@ -6,6 +6,7 @@ import ast
 import base64
 import json
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,12 @@ BESIDE_THE_JOURNAL = {
     ("PATCH", "/v1/webhooks/{webhook_id}"),
     ("DELETE", "/v1/webhooks/{webhook_id}"),
     ("POST", "/v1/webhooks/{webhook_id}/replay"),
+    ("POST", "/v1/webhooks/{webhook_id}/rotate-secret"),
 }
+
+
+Send = Callable[..., Awaitable[Any]]
+"""Takes method, path and body of a request that has to succeed; gives its JSON."""
 
 
 class Traced:
@@ -58,7 +64,7 @@ class Traced:
         return answer.json() if answer.content else None
 
 
-async def drive(send: Traced, approve: Traced, site: Any) -> None:
+async def drive(send: Send, approve: Send, site: Any) -> None:
     """One successful request to every route that writes to the journal."""
     trading = await send("POST", "/v1/accounts", {"name": "a", "starting_balance": {"USDT": "900"}})
     account = trading["id"]
@@ -93,7 +99,7 @@ async def drive(send: Traced, approve: Traced, site: Any) -> None:
         await approve("POST", f"/v1/payments/{withdrawal['id']}/{action}", reason)
 
 
-async def drive_identity(send: Traced, root: Traced, site: Any) -> None:
+async def drive_identity(send: Send, root: Send, site: Any) -> None:
     """The same of routes that write to users' own streams; the session ends with it."""
     await site.user("robot", Role.SERVICE)
     robot = await site.pool.fetchval("SELECT id FROM users WHERE username = 'robot'")

@@ -15,8 +15,9 @@ import pytest
 from tbot.core.clock import from_ms
 from tbot.core.settings import CandleSettings
 from tbot.market import candle_store as store
+from tbot.market.candle_builder import CandleBuilder
 from tbot.market.candle_feed import CandleFeed
-from tbot.market.candles import Candle, CandleBuilder, Interval
+from tbot.market.candles import Candle, Interval
 from tbot.market.feed import Traded
 from tbot.market.status import Halt, StatusBoard
 from tbot.venues.base import Kline, MarketTrade
@@ -152,6 +153,39 @@ async def test_incomplete_candles_are_not_to_be_kept(market: Any) -> None:
         answer = await client.get(PATH, params=span)
         assert answer.headers["cache-control"] == "private, max-age=1"
         assert [one["complete"] for one in answer.json()["items"]].count(False) == 1
+
+
+async def test_what_is_still_asked_for_is_not_to_be_kept(market: Any) -> None:
+    """A page of nothing but whole candles can lack some: as after an hour without the process."""
+    span = {"from": "2024-08-08T00:10:00Z", "to": "2024-08-08T00:20:00Z"}
+    async with market.client("ann") as client:
+        kept = await client.get(PATH, params=span)
+        assert "immutable" in kept.headers["cache-control"]
+        async with market.pool.acquire() as connection:
+            missing = store.Gap("BTC-USDT", Interval.M1, DAY_MS, DAY_MS + 10 * 60_000)
+            await store.save_gaps(connection, "paper", [missing])
+            answer = await client.get(PATH, params=span)
+            assert answer.headers["cache-control"] == "private, max-age=1"
+            later = {**span, "from": "2024-08-08T00:11:00Z"}  # none of these
+            assert "immutable" in (await client.get(PATH, params=later)).headers["cache-control"]
+        # Nothing was stored from its end on: what is missing before that may not be known yet.
+        newest = {"from": "2024-08-08T01:55:00Z", "to": "2024-08-08T02:00:00Z"}
+        answer = await client.get(PATH, params=newest)
+        assert len(answer.json()["items"]) == 5
+        assert answer.headers["cache-control"] == "private, max-age=1"
+
+
+async def test_memory_fills_in_what_is_older_than_anything_stored(market: Any) -> None:
+    feed = market.app.state.deps.candles["paper"]
+    newest = feed.recent("BTC-USDT", Interval.M1, 100)[-1]
+    await market.pool.execute("DELETE FROM candles")
+    async with market.pool.acquire() as connection:
+        await store.save(connection, "paper", [("BTC-USDT", newest)])
+    async with market.client("ann") as client:
+        assert starts((await client.get(PATH)).json()) == [121, 120, 119, 118]
+        page = (await client.get(PATH, params={"limit": 2})).json()
+        rest = (await client.get(PATH, params={"limit": 2, "cursor": page["next"]})).json()
+        assert starts(page) + starts(rest) == [121, 120, 119, 118] and rest["next"] is None
 
 
 async def test_all_of_them_as_a_file(market: Any, problem: Any) -> None:

@@ -83,6 +83,48 @@ async def test_webhooks_change_under_a_version_too(site: Any, problem: Any) -> N
         assert sorted(statuses) == [200, 412]
 
 
+async def test_users_change_under_a_version_too(site: Any, problem: Any) -> None:
+    async with site.client("root") as root:
+        new = {"username": "carl", "password": "correct horse battery staple", "role": "trader"}
+        created = await root.post("/v1/users", json=new)
+        url, tag = created.headers["location"], created.headers["etag"]
+        assert (await root.get(url)).headers["etag"] == tag
+        listed = (await root.get("/v1/users")).json()["items"]
+        for user in listed:
+            same = (await root.get(f"/v1/users/{user['id']}")).headers["etag"] == tag
+            assert same is (user["username"] == "carl"), "a tag is of one user"
+        problem(await root.patch(url, json={"role": "viewer"}), 428, "precondition_required")
+        for stale in ('"0.1"', f"W/{tag}", '""'):
+            answer = await root.patch(url, headers={"If-Match": stale}, json={"role": "viewer"})
+            problem(answer, 412, "precondition_failed")
+        # Each of two administrators means to change what both have seen: one has to look again.
+        async with site.client("root") as other:
+            changes = [
+                one.patch(
+                    url,
+                    headers={"If-Match": tag, "Idempotency-Key": f"k{number}"},
+                    json={"role": role},
+                )
+                for number, (one, role) in enumerate(((root, "viewer"), (other, "auditor")))
+            ]
+            answers = await asyncio.gather(*changes)
+        assert sorted(answer.status_code for answer in answers) == [200, 412]
+        (won,) = [answer for answer in answers if answer.status_code == 200]
+        now = await root.get(url)
+        assert (now.json(), now.headers["etag"]) == (won.json(), won.headers["etag"])
+        events = (await root.get(f"{url}/security-events")).json()["items"]
+        assert [event["kind"] for event in events].count("security.user_changed") == 1
+        # Under its key each gets its own answer again, although what it named is gone.
+        for number, (role, first) in enumerate(zip(("viewer", "auditor"), answers, strict=True)):
+            again = await root.patch(
+                url,
+                headers={"If-Match": tag, "Idempotency-Key": f"k{number}"},
+                json={"role": role},
+            )
+            assert (again.status_code, again.content) == (first.status_code, first.content)
+            assert again.headers["idempotent-replayed"] == "true"
+
+
 async def test_attack_44_tags_are_of_one_user(site: Any) -> None:
     async with site.client("ann") as ann, site.client("bob") as bob:
         for path in ("/v1/accounts", "/v1/orders", "/v1/me"):

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,11 @@ class Page:
             assert (await client.post("/v1/orders", json=order)).status_code == 201
 
     def trade(self, trade_id: int) -> None:
-        """A trade on the market."""
-        trade = MarketTrade(
-            "BTCUSDT", trade_id, Decimal(100), Decimal(1), False, datetime(2026, 11, 22, tzinfo=UTC)
-        )
-        self.site.streams.market.hear(BTC, Traded(trade))
+        """A trade on the market, each a second later."""
+        at = datetime(2026, 11, 22, 5, 14, 43, tzinfo=UTC) + timedelta(seconds=trade_id)
+        trade = MarketTrade("BTCUSDT", trade_id, Decimal(100), Decimal(1), False, at)
+        for hear in (self.site.candles.hear, self.site.streams.market.hear):
+            hear(BTC, Traded(trade))
 
 
 @pytest.fixture
@@ -149,33 +149,39 @@ async def test_the_events_are_the_streams_own_messages(page: Page) -> None:
             assert (await client.hear_op("snap"))["seq"] == delta["seq"]
 
 
+async def deltas(source: Source, subs: list[dict[str, Any]], *least: int) -> tuple[Any, str]:
+    """The numbers of the next deltas, at least so many of each channel, and the last event's id."""
+    numbers = [sub["ch"] for sub in subs]
+    found: list[list[int]] = [[] for _ in least]
+    last = ""
+    while any(len(seqs) < most for seqs, most in zip(found, least, strict=True)):
+        event = await source.next("delta", "snap", "gap")
+        assert event.message["op"] == "delta", event.message
+        found[numbers.index(event.message["ch"])].append(event.message["seq"])
+        last = event.id
+    return found, last
+
+
 async def test_everything_goes_on_after_the_last_event(page: Page) -> None:
-    wishes = f"account:{page.account_id},trades:{BTC}"
+    wishes = f"account:{page.account_id},trades:{BTC},candles:{BTC}:interval=1s:interval_ms=0"
     async with page.follow(wishes) as source:
         begun = (await source.next("subbed")).message["subs"]
-        for _ in range(2):
+        for _ in begun:
             await source.next("snap")
         await page.order()
         page.trade(8)
-        heard = [await source.next("delta") for _ in range(2)]
-    last = heard[-1]
-    numbers = [sub["ch"] for sub in begun]
-    seqs = {numbers.index(event.message["ch"]): event.message["seq"] for event in heard}
+        # Of candles the one that closed, and the one that is open.
+        before, last_id = await deltas(source, begun, 1, 1, 2)
     for number in range(9, 12):
         page.trade(number)
     await page.order()
-    for how in ({"last_id": last.id}, {"last_event_id": last.id}):
+    for how in ({"last_id": last_id}, {"last_event_id": last_id}):
         async with page.follow(wishes, **how) as source:  # type: ignore[arg-type]
             subs = (await source.next("subbed")).message["subs"]
-            assert [sub["recovered"] for sub in subs] == [True, True]
-            again: dict[int, list[int]] = {}
-            for _ in range(4):
-                message = (await source.next("delta", "snap", "gap")).message
-                assert message["op"] == "delta"
-                again.setdefault(message["ch"], []).append(message["seq"])
-            account, trades = (sub["ch"] for sub in subs)
-            assert again[account] == [seqs[0] + 1]
-            assert again[trades] == [seqs[1] + n for n in (1, 2, 3)]
+            assert [sub["recovered"] for sub in subs] == [True, True, True]
+            again, _ = await deltas(source, subs, 1, 3, 6)
+            for seqs, known in zip(again, before, strict=True):
+                assert seqs == list(range(known[-1] + 1, known[-1] + 1 + len(seqs)))
 
 
 async def test_an_id_that_is_not_ours_begins_anew(page: Page) -> None:

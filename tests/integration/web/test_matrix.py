@@ -58,6 +58,7 @@ OWN_THINGS = {
     "PATCH /v1/webhooks/{webhook_id}",
     "DELETE /v1/webhooks/{webhook_id}",
     "POST /v1/webhooks/{webhook_id}/replay",
+    "POST /v1/webhooks/{webhook_id}/rotate-secret",
     "GET /v1/webhooks/{webhook_id}/deliveries",
     "GET /v1/webhooks/{webhook_id}/dead-letters",
     "DELETE /v1/sessions/{session_id}",
@@ -136,6 +137,7 @@ class Things:
             "POST /v1/webhooks": {"account_id": self.cash[0], "url": "https://example.com/"},
             "PATCH /v1/webhooks/{webhook_id}": {"enabled": False},
             "POST /v1/webhooks/{webhook_id}/replay": {"from_sequence": 1},
+            "POST /v1/webhooks/{webhook_id}/rotate-secret": {"overlap_s": 60},
         }.get(name)
 
     async def ask(self, client: httpx.AsyncClient, name: str, **ids: str) -> tuple[int, str]:

@@ -99,7 +99,7 @@ def test_amounts_are_strings_everywhere(site: Any) -> None:
     """No JSON number but counts, sequences, scales and the like."""
     counts = {
         "attempts", "base_scale", "expires_in", "expires_in_s", "first_trade_id",
-        "from_sequence", "head", "last_trade_id", "max_open_orders", "quote_scale",
+        "from_sequence", "head", "last_trade_id", "max_open_orders", "overlap_s", "quote_scale",
         "recovery_codes_left", "requested", "seq",
         "sequence", "status", "trade_id", "trades", "update_id",
     }  # fmt: skip

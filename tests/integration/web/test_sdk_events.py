@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +20,7 @@ from tbot.client import (
     TicketKeeper,
     Unavailable,
 )
+from tbot.client.channels import AccountChannel
 from tbot.market.feed import Traded
 from tbot.venues.base import MarketTrade
 
@@ -37,10 +38,11 @@ class Reader:
         self.renamed = 0
 
     def trade(self, trade_id: int) -> None:
-        """A trade on the market."""
-        at = datetime(2026, 11, 22, tzinfo=UTC)
+        """A trade on the market, each a second later."""
+        at = datetime(2026, 11, 22, 5, 14, 43, tzinfo=UTC) + timedelta(seconds=trade_id)
         trade = MarketTrade("BTCUSDT", trade_id, Decimal(100), Decimal(1), False, at)
-        self.site.streams.market.hear(BTC, Traded(trade))
+        for hear in (self.site.candles.hear, self.site.streams.market.hear):
+            hear(BTC, Traded(trade))
 
     async def rename(self) -> None:
         """One entry more in the journal."""
@@ -66,7 +68,7 @@ async def test_events_go_on_over_losses_and_new_channels(reader: Reader, eventua
     gaps: list[Gap] = []
     async with reader.client.events(gaps.append) as stream:
         account = stream.account(reader.account_id)
-        trades = stream.trades(BTC)
+        trades, candles = stream.trades(BTC), stream.candles(BTC, "1s", interval_ms=0)
         first = await anext(account)
         assert isinstance(first, AccountSnapshot) and stream.limits["subscriptions"] > 0
         reader.trade(8)
@@ -90,19 +92,41 @@ async def test_events_go_on_over_losses_and_new_channels(reader: Reader, eventua
         assert (await anext(account)).seq == first.seq + 4
         book.close()
         place = (entry.seq, entry.hash)
-    assert not gaps
+        closed: list[int] = []
+        async for candle in candles:
+            assert candle.first_trade_id is not None
+            if candle.closed:
+                closed.append(candle.first_trade_id)
+            elif candle.first_trade_id == 11:
+                break
+    assert closed == [7, 8, 9, 10] and not gaps
     async with reader.client.events() as stream:
         again = await anext(stream.account(reader.account_id, resume=place))
         assert isinstance(again, Entry) and again.seq == entry.seq + 1
 
 
+@pytest.mark.parametrize("kind", ["stream", "events"])
+async def test_an_account_that_is_taken_slowly_waits_at_the_server(
+    reader: Reader, eventually: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(AccountChannel, "bound", 4)
+    opening: Any = getattr(reader.client, kind)
+    async with opening() as stream:
+        account = stream.account(reader.account_id)
+        first = await anext(account)
+        for _ in range(11):
+            await reader.rename()
+        await eventually(lambda: account.full)
+        assert (await anext(stream.best_prices(BTC))).bid == 99
+        entries = [await anext(account) for _ in range(11)]
+    assert [entry.seq for entry in entries] == list(range(first.seq + 1, first.seq + 12))
+
+
 async def test_what_events_are_refused(reader: Reader) -> None:
     async with reader.client.events() as stream:
-        missing, candles = stream.ticker("NO-SUCH"), stream.candles(BTC, "1h")
+        missing = stream.ticker("NO-SUCH")
         with pytest.raises(Refused, match="unknown_symbol"):
             await anext(missing)
-        with pytest.raises(Refused, match="no channel candles"):  # which is not this site's
-            await anext(candles)
         for number in range(32):
             stream.best_prices(BTC, number)
         with pytest.raises(ValueError, match="at most 32"):

@@ -70,7 +70,16 @@ async def test_webhooks(site: Any) -> None:
         assert hook.secret not in repr(hook)
         changed = await client.webhooks.change(hook.id, enabled=False)
         assert (changed.enabled, changed.disabled_reason) == (False, "owner")
+        with pytest.raises(Refused) as refused:
+            await client.webhooks.change(hook.id, kinds=["order.*"], if_match=hook.etag)
+        assert refused.value.code == "precondition_failed"
+        again = await client.webhooks.change(hook.id, kinds=["*"], if_match=changed.etag)
+        assert again.etag == (await client.webhooks.get(hook.id)).etag != changed.etag
+        await client.webhooks.change(hook.id, kinds=["payment.*"])
         assert (await client.webhooks.replay(hook.id, 2)).sequence == 1
+        rotated = await client.webhooks.rotate_secret(hook.id, overlap_s=60, key="r")
+        assert rotated.secret not in (None, hook.secret) and rotated.old_secret_until is not None
+        assert await client.webhooks.rotate_secret(hook.id, overlap_s=60, key="r") == rotated
         assert [h.secret async for h in client.webhooks.list()] == [None]
         assert [d async for d in client.webhooks.deliveries(hook.id, dead=True)] == []
         assert (await client.webhooks.get(hook.id)).kinds == ["payment.*"]

@@ -75,7 +75,11 @@ async def test_cash_accounts_and_their_changes(site: Any) -> None:
     ):
         account = await client.create_cash_account("pocket")
         assert (account.kind, account.venue) == ("cash", None)
-        changed = await client.change_account(account.id, name="purse")
+        changed = await client.change_account(account.id, name="purse", if_match=account.etag)
+        with pytest.raises(Refused) as stale:
+            await client.change_account(account.id, name="bag", if_match=account.etag)
+        assert stale.value.code == "precondition_failed"
+        assert (await client.account(account.id)).etag == changed.etag
         assert changed.name == "purse"
         lent = await root.change_account(account.id, limits={"overdraft": {"USDT": "5"}})
         assert lent.limits.overdraft == {"USDT": Decimal(5)}

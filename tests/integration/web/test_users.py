@@ -13,13 +13,20 @@ from websockets.exceptions import ConnectionClosed
 
 from tbot.auth import flow, users
 from tbot.auth.scopes import Role
-from tbot.client import TBotClient
+from tbot.client import Refused, TBotClient
 
 PASSWORD = "correct horse battery staple"
 
 
 async def ids(client: Any) -> dict[str, str]:
     return {u["username"]: u["id"] for u in (await client.get("/v1/users")).json()["items"]}
+
+
+async def change(
+    client: httpx.AsyncClient, path: str, body: Any, headers: dict[str, str] | None = None
+) -> httpx.Response:
+    """Change a user, whatever they are now."""
+    return await client.patch(path, json=body, headers={"If-Match": "*", **(headers or {})})
 
 
 async def test_who_is_kept_out_is_out_at_once_and_may_come_back(site: Any, problem: Any) -> None:
@@ -32,13 +39,13 @@ async def test_who_is_kept_out_is_out_at_once_and_may_come_back(site: Any, probl
         by_key = {"X-API-Key": key["key"]}
         async with site.client() as program:
             assert (await program.get("/v1/me", headers=by_key)).status_code == 200
-            answer = await root.patch(path, json={"status": "disabled"})
+            answer = await change(root, path, {"status": "disabled"})
             assert answer.status_code == 200 and answer.json()["status"] == "disabled"
             problem(await ann.get("/v1/me"), 401, "invalid_token")
             problem(await program.get("/v1/me", headers=by_key), 401, "invalid_token")
             form = {"username": "ann", "password": PASSWORD}
             problem(await program.post("/v1/token", data=form), 401, "invalid_credentials")
-            assert (await root.patch(path, json={"status": "active"})).json()["status"] == "active"
+            assert (await change(root, path, {"status": "active"})).json()["status"] == "active"
             assert (await program.post("/v1/token", data=form)).status_code == 200
             assert (await program.get("/v1/me", headers=by_key)).status_code == 200
             problem(
@@ -54,7 +61,7 @@ async def test_a_lower_role_takes_effect_in_tokens_and_keys(site: Any, problem: 
         program.headers["X-API-Key"] = key
         body = {"name": "a", "kind": "cash"}
         assert (await program.post("/v1/accounts", json=body)).status_code == 201
-        answer = await root.patch(path, json={"role": "viewer"})
+        answer = await change(root, path, {"role": "viewer"})
         assert answer.json() == {**answer.json(), "role": "viewer", "status": "active"}
         problem(await ann.get("/v1/me"), 401, "invalid_token")
         problem(await program.post("/v1/accounts", json=body), 403, "insufficient_scope")
@@ -64,7 +71,7 @@ async def test_a_lower_role_takes_effect_in_tokens_and_keys(site: Any, problem: 
         assert events[0]["data"] == {"role": "viewer", "role_before": "trader"}
         assert events[0]["by"]["user"] == (await ids(root))["root"]
         assert events[-1]["kind"] == "security.user_created"
-        again = await root.patch(path, json={"role": "viewer"})
+        again = await change(root, path, {"role": "viewer"})
         assert again.status_code == 200
         after = (await root.get(f"{path}/security-events")).json()["items"]
         assert after == events, "what changes nothing is no event"
@@ -84,7 +91,7 @@ async def test_live_streams_end_with_what_their_user_was(site: Any, serve: Any) 
             await socket.send(json.dumps({"op": "auth", "token": token}))
             assert "scopes" in (answer := json.loads(await socket.recv())) or "ok" in str(answer)
             sockets.append(socket)
-        assert (await root.patch(path, json={"role": "viewer"})).status_code == 200
+        assert (await change(root, path, {"role": "viewer"})).status_code == 200
         for socket in sockets:
             with pytest.raises(ConnectionClosed) as closed:
                 async with asyncio.timeout(30):
@@ -100,8 +107,8 @@ async def test_the_last_administrator_stays_one(site: Any, problem: Any) -> None
         paths = {name: f"/v1/users/{known[name]}" for name in ("root", "eve")}
         # Both take the other's role away at once: one of them remains.
         answers = await asyncio.gather(
-            root.patch(paths["eve"], json={"role": "trader"}),
-            eve.patch(paths["root"], json={"status": "disabled"}),
+            change(root, paths["eve"], {"role": "trader"}),
+            change(eve, paths["root"], {"status": "disabled"}),
         )
         assert sorted(answer.status_code for answer in answers) in ([200, 401], [200, 409])
         remaining = await site.pool.fetchval(
@@ -109,12 +116,12 @@ async def test_the_last_administrator_stays_one(site: Any, problem: Any) -> None
         )
         async with site.client(remaining) as last:
             for body in ({"role": "viewer"}, {"status": "disabled"}):
-                problem(await last.patch(paths[remaining], json=body), 409, "last_administrator")
+                problem(await change(last, paths[remaining], body), 409, "last_administrator")
             assert (await last.get("/v1/users")).status_code == 200
             # With somebody else in place one may go.
-            answer = await last.patch(f"/v1/users/{known['bob']}", json={"role": "admin"})
+            answer = await change(last, f"/v1/users/{known['bob']}", {"role": "admin"})
             assert answer.status_code == 200
-            assert (await last.patch(paths[remaining], json={"role": "viewer"})).status_code == 200
+            assert (await change(last, paths[remaining], {"role": "viewer"})).status_code == 200
             problem(await last.get("/v1/users"), 401, "invalid_token")
 
 
@@ -125,20 +132,20 @@ async def test_what_is_no_change_of_a_user_is_refused(site: Any, problem: Any) -
             {"role": None}, {"status": None}, {"role": "god"}, {"status": "gone"}, [],
             {"username": "bobby"}, {"password": PASSWORD}, {"role": ["admin"]},
         ):  # fmt: skip
-            problem(await root.patch(path, json=body), 422, "validation_failed")
-        problem(await ann.patch(path, json={"role": "admin"}), 403, "insufficient_scope")
+            problem(await change(root, path, body), 422, "validation_failed")
+        problem(await change(ann, path, {"role": "admin"}), 403, "insufficient_scope")
         nobody = "/v1/users/01a20316-bed6-7000-b7fb-29faca9c9d9c"
-        problem(await root.patch(nobody, json={"role": "viewer"}), 404, "not_found")
+        problem(await change(root, nobody, {"role": "viewer"}), 404, "not_found")
         problem(await root.get(f"{nobody}/security-events"), 404, "not_found")
-        assert (await root.patch(path, json={})).json()["role"] == "trader"
+        assert (await change(root, path, {})).json()["role"] == "trader"
         header = {"Idempotency-Key": "k1"}
-        first = await root.patch(path, json={"role": "viewer"}, headers=header)
-        await root.patch(path, json={"role": "trader"})
-        again = await root.patch(path, json={"role": "viewer"}, headers=header)
+        first = await change(root, path, {"role": "viewer"}, header)
+        await change(root, path, {"role": "trader"})
+        again = await change(root, path, {"role": "viewer"}, header)
         assert again.json() == first.json() and "idempotent-replayed" in again.headers
         assert (await root.get(path)).json()["role"] == "trader"
         await site.pool.execute("UPDATE sessions SET password_at = now() - interval '1 day'")
-        problem(await root.patch(path, json={"role": "viewer"}), 403, "step_up_required")
+        problem(await change(root, path, {"role": "viewer"}), 403, "step_up_required")
 
 
 async def test_no_key_changes_users_and_the_sdk_does(site: Any, problem: Any) -> None:
@@ -146,12 +153,18 @@ async def test_no_key_changes_users_and_the_sdk_does(site: Any, problem: Any) ->
         bob = (await ids(root))["bob"]
         made = await root.post("/v1/api-keys", json={"name": "k", "scopes": ["admin"]})
         program.headers["X-API-Key"] = made.json()["key"]
-        answer = await program.patch(f"/v1/users/{bob}", json={"role": "admin"})
+        answer = await change(program, f"/v1/users/{bob}", {"role": "admin"})
         problem(answer, 403, "key_not_allowed")
     http = httpx.AsyncClient(transport=httpx.ASGITransport(site.app), base_url="http://test")
     async with TBotClient("http://test", http=http, username="root", password=PASSWORD) as client:
-        assert (await client.change_user(bob, role="auditor"))["role"] == "auditor"
-        assert (await client.change_user(bob, status="disabled"))["status"] == "disabled"
+        seen = await client.user(bob)
+        assert (seen.username, seen.role, seen.status) == ("bob", "trader", "active")
+        changed = await client.change_user(bob, role="auditor", if_match=seen.etag)
+        assert changed.role == "auditor" and changed.etag == (await client.user(bob)).etag
+        with pytest.raises(Refused) as refused:
+            await client.change_user(bob, role="admin", if_match=seen.etag)
+        assert refused.value.code == "precondition_failed"
+        assert (await client.change_user(bob, status="disabled")).status == "disabled"
 
 
 async def test_a_waiting_login_is_over_too(site: Any) -> None:

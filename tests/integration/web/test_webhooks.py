@@ -14,8 +14,14 @@ from uuid import uuid4
 
 import pytest
 
+from tbot.ledger.signatures import secret_text
 from tbot.ledger.webhooks_target import Forbidden, Sender, check_url
-from tbot.web.webhooks import DeliveryPage, WebhookCreated, WebhookPage
+from tbot.web.webhook_forms import (
+    DeliveryPage,
+    WebhookCreated,
+    WebhookPage,
+    WebhookRotated,
+)
 
 FAST: dict[str, Any] = {
     "allow_private": True,
@@ -192,6 +198,79 @@ async def test_what_is_never_taken_is_a_dead_letter_and_can_be_replayed(
         await eventually(none_left)
 
 
+async def test_while_a_receiver_changes_its_secret_messages_fit_both(
+    quick: Any, deliver: Any, database_url: str, receiver: Receiver, eventually: Any, problem: Any
+) -> None:
+    async with quick.client("ann") as client:
+        account = await quick.cash(client)
+        hook = await subscribe(client, account, receiver.url, from_sequence=1)
+        path = f"/v1/webhooks/{hook['id']}"
+        assert hook["old_secret_until"] is None
+        await deliver(quick, database_url)
+
+        async def signed_with(fits: dict[str, bool]) -> None:
+            """Wait until messages are: the deliverer reads of a change in its own time."""
+
+            async def found() -> bool:
+                before = len(receiver.messages)
+                await deposits(quick, client, account, 1)
+                await eventually(lambda: len(receiver.messages) >= before + 2)
+                headers, body = receiver.messages[-1]
+                return {one: genuine(one, headers, body) for one in fits} == fits
+
+            await eventually(found)
+
+        async def rotated(body: Any = None, **headers: str) -> Any:
+            answer = await client.post(f"{path}/rotate-secret", json=body, headers=headers)
+            assert answer.status_code == 200, answer.text
+            # What comes after the dot is about deliveries, which go on.
+            now = (await client.get(path)).headers["etag"]
+            assert answer.headers["etag"].partition(".")[0] == now.partition(".")[0]
+            WebhookRotated.model_validate(answer.json())
+            return answer
+
+        secrets = [hook["secret"]]
+        first = await rotated(**{"Idempotency-Key": "r"})
+        secrets.append(first.json()["secret"])
+        assert first.json()["old_secret_until"] is not None
+        await signed_with(dict.fromkeys(secrets, True))
+        # Who lost that answer asks again under its key, and gets the same secret.
+        again = await rotated(**{"Idempotency-Key": "r"})
+        assert again.content == first.content and again.headers["idempotent-replayed"] == "true"
+        other = await client.post(
+            f"{path}/rotate-secret", json={"overlap_s": 1}, headers={"Idempotency-Key": "r"}
+        )
+        problem(other, 422, "idempotency_key_reused")
+        # Without a key it gets another one, and what the receiver knows is still good.
+        more = [await rotated({"overlap_s": 3600}) for _ in range(3)]
+        secrets += [one.json()["secret"] for one in more]
+        await signed_with({secrets[0]: False, **dict.fromkeys(secrets[1:], True)})
+        # One that has leaked signs nothing any more.
+        last = (await rotated({"overlap_s": 0})).json()["secret"]
+        await signed_with({secrets[-1]: False, secrets[-2]: True, last: True})
+        # The time of all old ones is over.
+        over = "UPDATE webhooks SET version = version + 1, old_until = ARRAY[now(), now(), now()]"
+        await quick.pool.execute(over)
+        await signed_with({**dict.fromkeys(secrets, False), last: True})
+        assert "secret" not in (await client.get(path)).json()
+        for wrong in ({"overlap_s": 86_401}, {"overlap_s": -1}, {"overlap_s": "1"}):
+            answer = await client.post(f"{path}/rotate-secret", json=wrong)
+            problem(answer, 422, "validation_failed")
+
+
+async def test_of_rotations_at_once_no_secret_is_lost(site: Any) -> None:
+    async with site.client("ann") as client:
+        account = await site.cash(client)
+        hook = await subscribe(client, account, "https://example.com/a")
+        path = f"/v1/webhooks/{hook['id']}/rotate-secret"
+        answers = await asyncio.gather(*(client.post(path) for _ in range(3)))
+        assert [answer.status_code for answer in answers] == [200] * 3
+        made = {answer.json()["secret"] for answer in answers}
+        row = await site.pool.fetchrow("SELECT secret, old_secrets FROM webhooks")
+        known = {secret_text(one) for one in (row["secret"], *row["old_secrets"])}
+        assert known == made | {hook["secret"]}
+
+
 async def test_too_many_dead_letters_disable_and_their_owner_enables(
     new_site: Any, site: Any, deliver: Any, database_url: str, receiver: Receiver, eventually: Any
 ) -> None:
@@ -325,6 +404,7 @@ async def test_webhooks_are_their_owners_alone_and_so_many(
             ("PATCH", "", {"enabled": False}),
             ("DELETE", "", None),
             ("POST", "/replay", {"from_sequence": 1}),
+            ("POST", "/rotate-secret", None),
             ("GET", "/deliveries", None),
             ("GET", "/dead-letters", None),
         ):

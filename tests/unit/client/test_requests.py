@@ -100,6 +100,8 @@ class Server:
             self.keys.append(request.headers.get("Idempotency-Key"))
             self.bodies.append(json.loads(request.content))
         answer = self.answers.pop(0) if self.answers else 200
+        if callable(answer):
+            answer = answer(request)
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, httpx.Response):
@@ -148,6 +150,38 @@ async def test_what_never_reached_the_server_is_unavailable_and_a_lost_answer_is
         with pytest.raises(OutcomeUnknown) as unknown:
             await client.place(ACCOUNT, "BTC-USDT", "buy", quantity="1")
     assert unknown.value.key == lost.bodies[0]["client_order_id"]
+
+
+@pytest.mark.parametrize("later", [problem(404, "not_found"), problem(403, "key_not_allowed")])
+async def test_no_later_answer_but_a_refusal_tells_of_an_attempt_that_was_lost(
+    later: httpx.Response,
+) -> None:
+    server = Server(httpx.ReadTimeout("no answer"), later)
+    async with server.client() as client:
+        with pytest.raises(OutcomeUnknown) as unknown:
+            await client.place(ACCOUNT, "BTC-USDT", "buy", quantity="1")
+    assert unknown.value.key == server.bodies[0]["client_order_id"]
+    server = Server(httpx.ReadTimeout("no answer"), problem(422, "insufficient_funds"))
+    async with server.client() as client:
+        with pytest.raises(Refused, match="insufficient_funds"):
+            await client.place(ACCOUNT, "BTC-USDT", "buy", quantity="1")
+
+
+async def test_a_token_that_cannot_be_renewed_leaves_a_lost_attempt_unknown() -> None:
+    """Certainly not done, or not allowed, would be a lie: the first attempt may have been both."""
+    server = Server()
+    server.good = {"first"}
+
+    def lost(_request: Any) -> httpx.Response:
+        server.good = set()
+        raise httpx.ReadTimeout("no answer")
+
+    server.answers = [lost]
+    async with server.client(token="first") as client:
+        with pytest.raises(OutcomeUnknown):
+            await client.place(ACCOUNT, "BTC-USDT", "buy", quantity="1")
+        with pytest.raises(AuthError):
+            await client.place(ACCOUNT, "BTC-USDT", "buy", quantity="1")
 
 
 async def test_a_write_is_repeated_under_one_key_of_the_clients_or_the_callers() -> None:

@@ -3,159 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
-from uuid import UUID
 
-import httpx
 import pytest
-from websockets.asyncio.server import ServerConnection, serve
 
+from nastyserver import BTC, Act, Nasty, Peer, Quick, forever, take, trade
 from tbot.client import (
-    AccountSnapshot,
     AuthError,
     Book,
-    Entry,
     Gap,
     Refused,
     StreamClosed,
-    TBotClient,
-    reconnecting,
 )
-
-BTC = "BTC-USDT"
-AT = "2026-01-01T00:00:00.000000Z"
-ACCOUNT = str(UUID(int=5))
-
-
-class Peer:
-    """The server's end of one connection, past the login."""
-
-    def __init__(self, server: Nasty, socket: ServerConnection) -> None:
-        self.server = server
-        self.socket = socket
-        self.wishes: list[dict[str, Any]] = []
-
-    async def say(self, **message: Any) -> None:
-        await self.socket.send(json.dumps(message))
-
-    async def hear(self, op: str) -> dict[str, Any]:
-        while True:
-            message: dict[str, Any] = json.loads(await self.socket.recv())
-            if message["op"] == op:
-                return message
-
-    async def log_in(self, epoch: str = "e1") -> None:
-        await self.say(op="hello", epoch=epoch, limits={})
-        message = await self.hear("auth")
-        self.server.tokens.append(message["token"])
-        await self.say(op="authed", expires_at=AT)
-
-    async def accept(self, number: int = 7, **answer: Any) -> dict[str, Any]:
-        """Grant the next subscription; what was wished for."""
-        message = await self.hear("sub")
-        (wish,) = message["channels"]
-        self.wishes.append(wish)
-        await self.say(op="subbed", id=message["id"], subs=[{"ch": number, **answer}])
-        return dict(wish)
-
-    async def trade(self, seq: int, trade_id: int | None = None, ch: int = 7) -> None:
-        await self.say(op="delta", ch=ch, seq=seq, prev=seq - 1, data=trade(trade_id or seq))
-
-    async def close(self, code: int) -> None:
-        await self.socket.close(code)
-
-
-def trade(trade_id: int) -> dict[str, Any]:
-    return {"trade_id": trade_id, "price": "1", "quantity": "1", "side": "buy", "at": AT}
-
-
-def entry(seq: int) -> dict[str, Any]:
-    body = {"seq": seq, "at": AT, "kind": "order.accepted", "data": {}, "postings": []}
-    return {
-        "op": "delta",
-        "ch": 7,
-        "seq": seq,
-        "prev": seq - 1,
-        "hash": f"{seq:016x}",
-        "data": body,
-    }
-
-
-def snapshot(seq: int) -> dict[str, Any]:
-    data = {"account_id": ACCOUNT, "balances": [], "positions": [], "orders": []}
-    return {"op": "snap", "ch": 7, "seq": seq, "hash": f"{seq:016x}", "data": data}
-
-
-type Act = Callable[[Peer], Awaitable[None]]
-
-
-class Nasty:
-    """Plays one act per connection; the last is played again and again."""
-
-    def __init__(self) -> None:
-        self.acts: list[Act] = []
-        self.tokens: list[str] = []
-        self.connections = 0
-        self.times: list[float] = []
-        self.url = ""
-        self.logins = 0
-
-    async def handle(self, socket: ServerConnection) -> None:
-        self.times.append(time.monotonic())
-        act = self.acts[min(self.connections, len(self.acts) - 1)]
-        self.connections += 1
-        await act(Peer(self, socket))
-
-    def client(self, **credentials: Any) -> TBotClient:
-        if credentials:
-            return TBotClient(self.url, **credentials)
-
-        def answer(request: httpx.Request) -> httpx.Response:
-            self.logins += request.url.path != "/v1/token/revoke"
-            pair = {"access_token": f"t{self.logins}", "expires_in": 900, "refresh_token": "r"}
-            return httpx.Response(200, json=pair)
-
-        http = httpx.AsyncClient(base_url=self.url, transport=httpx.MockTransport(answer))
-        return TBotClient(self.url, username="ann", password="secret", http=http)
-
-
-@pytest.fixture
-async def nasty(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Nasty]:
-    """A nasty server, and a client that does not wait long."""
-    server = Nasty()
-    monkeypatch.setattr(reconnecting, "FullJitter", lambda base_s, cap_s: Quick())
-    async with serve(server.handle, "127.0.0.1", 0, subprotocols=["tbot.v1.json"]) as listening:  # type: ignore[list-item]
-        server.url = f"http://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}"
-        yield server
-
-
-class Quick:
-    """Delays that tests need not wait for, but can count."""
-
-    waits = 0
-
-    def __init__(self) -> None:
-        self.attempts = 0
-
-    def next_s(self, at_least_s: float = 0.0) -> float:
-        self.attempts += 1
-        Quick.waits += 1
-        return 0.01
-
-    def reset(self) -> None:
-        self.attempts = 0
-
-
-async def take[T](subscription: AsyncIterator[T], count: int) -> list[T]:
-    async with asyncio.timeout(10):
-        return [await anext(subscription) for _ in range(count)]
-
-
-async def forever(peer: Peer) -> None:
-    await peer.socket.wait_closed()
+from tbot.client.channels import TradesChannel
 
 
 async def test_trades_resume_after_a_loss_and_repetitions_are_dropped(nasty: Nasty) -> None:
@@ -232,51 +93,6 @@ async def test_after_a_restart_of_the_server_trades_are_filled_in_from_the_snaps
         trades = await take(stream.trades(BTC), 7)
     assert [one.trade_id for one in trades] == [101, 102, 103, 104, 200, 201, 202]
     assert [gap.why for gap in gaps] == ["reconnected"]
-
-
-async def test_an_account_resumes_by_place_and_a_reordered_entry_is_asked_for_again(
-    nasty: Nasty,
-) -> None:
-    async def first(peer: Peer) -> None:
-        await peer.log_in()
-        assert "resume" not in await peer.accept()
-        await peer.say(**snapshot(5))
-        await peer.say(**entry(6))
-        await peer.say(**entry(6))
-        await peer.say(**entry(8))  # out of order
-        wish = await peer.accept(recovered=True)
-        assert wish["resume"] == {"seq": 6, "hash": f"{6:016x}"}
-        await peer.say(**entry(7))
-        peer.socket.transport.abort()
-
-    async def second(peer: Peer) -> None:
-        await peer.log_in("another run")
-        wish = await peer.accept(recovered=True)
-        assert wish["resume"] == {"seq": 7, "hash": f"{7:016x}"}
-        await peer.say(**entry(8))
-        await peer.close(4202)
-
-    async def restored(peer: Peer) -> None:
-        await peer.log_in()
-        assert (await peer.accept(recovered=False))["resume"]["seq"] == 8
-        await peer.say(**snapshot(3))
-        await peer.say(**entry(4))
-        await forever(peer)
-
-    nasty.acts = [first, second, restored]
-    async with nasty.client() as client, client.stream() as stream:
-        items = await take(stream.account(ACCOUNT), 6)
-        with pytest.raises(ValueError, match="already"):
-            stream.account(ACCOUNT)
-    kinds = [(type(item), item.seq) for item in items]
-    assert kinds == [
-        (AccountSnapshot, 5),
-        (Entry, 6),
-        (Entry, 7),
-        (Entry, 8),
-        (AccountSnapshot, 3),
-        (Entry, 4),
-    ]
 
 
 async def test_a_book_with_a_wrong_checksum_or_number_is_built_anew(nasty: Nasty) -> None:
@@ -469,8 +285,6 @@ async def test_a_temporary_error_is_asked_again(nasty: Nasty) -> None:
 async def test_a_program_that_is_slow_loses_the_oldest_trades_and_is_told(
     nasty: Nasty, monkeypatch: pytest.MonkeyPatch, eventually: Any
 ) -> None:
-    from tbot.client.channels import TradesChannel
-
     monkeypatch.setattr(TradesChannel, "bound", 10)
 
     async def act(peer: Peer) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tbot.core.errors import InvalidSignature
-from tbot.ledger.signatures import secret_bytes, secret_text, sign, verify
+from tbot.ledger.signatures import headers, secret_bytes, secret_text, sign, verify
 
 # The example of the standard's reference implementations.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -28,6 +28,13 @@ def test_one_of_several_signatures_is_enough() -> None:
     check(f"v1,AAAA v1a,{SIGNATURE[3:]} {SIGNATURE}")
     with pytest.raises(InvalidSignature):
         check(" ".join(["v1,AAAA"] * 8 + [SIGNATURE]))
+
+
+def test_every_secret_given_signs() -> None:
+    other = bytes(24)
+    sent = headers((other, secret_bytes(SECRET)), ID, AT, BODY)["webhook-signature"]
+    assert sent == f"{sign(other, ID, AT, BODY)} {SIGNATURE}"
+    check(sent)
 
 
 @pytest.mark.parametrize("seconds", [-300, 300])

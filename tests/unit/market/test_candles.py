@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tbot.core.clock import from_ms
+from tbot.market.candle_builder import CandleBuilder
 from tbot.market.candles import (
     INTERVALS,
     Candle,
-    CandleBuilder,
     Interval,
     aggregate,
     better,
@@ -168,6 +168,27 @@ def test_what_never_comes_leaves_candles_in_doubt_until_they_are_whole_again() -
     assert builder.whole
     day = builder.view(Interval.D1)
     assert day is not None and (day.trades, day.last_id) == (9, 8)
+
+
+def test_a_trade_that_is_missing_within_a_second_leaves_the_next_one_whole() -> None:
+    builder = CandleBuilder(0)
+    builder.add(trade(1, BASE_MS + 100))
+    builder.add(trade(3, BASE_MS + 600))
+    builder.skip()
+    (first,) = builder.add(trade(4, BASE_MS + 1_200))
+    assert (first.start_ms, first.complete) == (BASE_MS, False)
+    (second,) = builder.add(trade(5, BASE_MS + 2_500))
+    assert (second.start_ms, second.complete) == (BASE_MS + 1_000, True)
+
+
+def test_a_clock_that_was_set_back_does_not_turn_a_doubted_stretch_round() -> None:
+    builder = CandleBuilder(0)
+    builder.add(trade(1, BASE_MS + 5_000))
+    builder.add(trade(3, BASE_MS + 2_000))
+    builder.skip()
+    assert all(span.from_ms <= span.to_ms for span in builder.doubted)
+    assert min(span.from_ms for span in builder.doubted) == BASE_MS + 2_000
+    assert max(span.to_ms for span in builder.doubted) == BASE_MS + 5_000
 
 
 def test_a_rebase_that_comes_too_late_changes_nothing() -> None:

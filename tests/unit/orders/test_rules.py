@@ -108,7 +108,7 @@ def test_what_is_refused(reason: Reason, case: dict[str, dict[str, Any]]) -> Non
     outcome = judged(
         revised(BUY, **case.get("request", {})),
         replace(INSTRUMENT, **case.get("instrument", {})),
-        replace(PRICES, **case.get("reference", {})),
+        revised(PRICES, **case.get("reference", {})),
         Limits(
             **{n: getattr(LIMITS, n) for n in LIMITS.__struct_fields__} | case.get("limits", {})
         ),

@@ -155,7 +155,7 @@ async def ask_webhooks(site: Any, account_id: UUID) -> None:
             )  # fmt: skip
             made = await webhooks.create(connection, new, site.settings.webhooks)
             assert isinstance(made, webhooks.Webhook)
-            hooks.append(await webhooks.change(connection, made, enabled=True))
+            hooks.append(await webhooks.change(connection, made.id, enabled=True))
         hook = await webhooks.get(connection, hooks[0].id, owner)
         assert await webhooks.place(connection, account_id, seq) == digest
         await webhooks.list_of(connection, owner, None, 10)
@@ -171,6 +171,7 @@ async def ask_webhooks(site: Any, account_id: UUID) -> None:
         for dead in (False, True):
             assert await webhooks.list_deliveries(connection, hook.id, dead=dead)
         hook = await webhooks.replay(connection, hook, 0, digest)
+        hook = await webhooks.rotate(connection, hook.id, bytes(32), timedelta(hours=1))
         await webhooks.disable(connection, hook, "dead letters")
         await webhooks.delete(connection, hooks[1])
 
@@ -204,7 +205,9 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
         listed = (await root.get("/v1/users")).json()["items"]
         admin = next(one["id"] for one in listed if one["role"] == "admin")
         assert (await root.get(f"/v1/users/{admin}/security-events")).status_code == 200
-        last = await root.patch(f"/v1/users/{admin}", json={"role": "viewer"})
+        last = await root.patch(
+            f"/v1/users/{admin}", json={"role": "viewer"}, headers={"If-Match": "*"}
+        )
         assert last.json()["code"] == "last_administrator"
         await root.post(
             "/v1/users",
@@ -313,7 +316,8 @@ async def show_a_second_factor(site: Any, client: Any) -> None:
 async def ask_stores(connection: Any, account_id: UUID) -> None:
     """What no request asks: the gateway's, the sweepers' and the dispatchers' questions."""
     now = clock.utc_now()
-    await orders_store.list_venue_open(connection, "paper")
+    for order in await orders_store.list_venue_open(connection, "paper"):
+        await orders_store.placed_under(connection, order)
     await orders_store.find_external(connection, account_id)
     await orders_store.load_instruments(connection, "paper")
     await ledger_store.list_accounts(connection, None, None, 10)
@@ -348,6 +352,9 @@ async def ask_candles(connection: Any) -> None:
     wanted = candle_store.Gap("BTC-USDT", Interval.M1, 0, 60_000)
     await candle_store.save_gaps(connection, "paper", [wanted])
     (gap,) = await candle_store.gaps(connection, "paper")
+    for begin in (None, clock.from_ms(0)):
+        until = clock.from_ms(60_000)
+        assert not await candle_store.is_settled(connection, *where, begin, until)
     await candle_store.close_gap(connection, gap)
 
 
@@ -368,7 +375,11 @@ async def look_for_unsettled(site: Any) -> None:
     """What a gateway asks when it is told of orders."""
     parts = SimpleNamespace(pool=site.pool, venue=SimpleNamespace(name="paper"))
     taken: list[Any] = []
-    epoch = SimpleNamespace(_parts=parts, orders={}, _take=lambda order, mine: taken.append(order))
+
+    def take(order: Any, **_: Any) -> None:
+        taken.append(order)
+
+    epoch = SimpleNamespace(_parts=parts, orders={}, _take=take)
     await gateway._Epoch._look(epoch)  # type: ignore[arg-type]
     assert taken
 

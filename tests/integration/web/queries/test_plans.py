@@ -40,6 +40,7 @@ NOT_HOT = {
 
 WHOLE = {
     "journal/committer.py:Committer._rollback": "asks no table",
+    "auth/factors.py:seal_all": "once at the start; the enrolled, as long as they are to be sealed",
     "auth/store.py:admin_exists": "once at the start; stops at the first administrator",
     "auth/store.py:retire_signing_keys": "a restored backup's keys, typed by hand",
     "ledger/store.py:counter_balance": "a counter-account's lanes; for tests and tools",
