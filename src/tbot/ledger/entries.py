@@ -187,11 +187,16 @@ class Ledger:
             return balance + self.account.limits.overdraft.get(asset, money.ZERO)
         return balance
 
-    def overdrawn(self) -> list[str]:
-        """Assets whose available balance is below zero by more than the overdraft."""
+    def overdrawn(self, moved: Mapping[str, Decimal] | None = None) -> list[str]:
+        """Assets whose available balance is below zero by more than the overdraft.
+
+        Args:
+            moved: asset → what the command at hand has added so far, and has not applied yet.
+        """
         found = []
         for asset, balance in self.balances.items():
-            if balance.available < money.ZERO and self.spendable(asset) < money.ZERO:
+            more = moved.get(asset, money.ZERO) if moved else money.ZERO
+            if balance.available + more < money.ZERO and self.spendable(asset) + more < money.ZERO:
                 found.append(asset)
         return sorted(found) if found else found
 

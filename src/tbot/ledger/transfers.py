@@ -20,6 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
@@ -223,7 +224,7 @@ class CreateTransfers(msgspec.Struct, frozen=True):
     def decide(self, states: States, context: Context) -> Drafts | Refused:
         """Check each in turn; the first that cannot be made refuses all."""
         drafts: list[Draft] = []
-        moved: dict[tuple[UUID, str], Decimal] = {}
+        moved: dict[UUID, dict[str, Decimal]] = {}
         held: dict[UUID, int] = {}
         linked = len(self.transfers) > 1
         for index, new in enumerate(self.transfers):
@@ -233,7 +234,7 @@ class CreateTransfers(msgspec.Struct, frozen=True):
                 states[new.target_id].part(Ledger),
                 new.asset,
                 new.amount,
-                moved.get((new.source_id, new.asset), money.ZERO) if moved else money.ZERO,
+                moved.get(new.source_id),
             )
             if refusal is None and new.pending:
                 count = len(source.part(Transfers).open) + held.get(new.source_id, 0)
@@ -247,11 +248,11 @@ class CreateTransfers(msgspec.Struct, frozen=True):
                 return refusal
             self._make(new, context, drafts)
             if linked:
-                out = new.source_id, new.asset
-                moved[out] = moved.get(out, money.ZERO) - new.amount
+                out = moved.setdefault(new.source_id, {})
+                out[new.asset] = out.get(new.asset, money.ZERO) - new.amount
                 if not new.pending:
-                    into = new.target_id, new.asset
-                    moved[into] = moved.get(into, money.ZERO) + new.amount
+                    into = moved.setdefault(new.target_id, {})
+                    into[new.asset] = into.get(new.asset, money.ZERO) + new.amount
         return Drafts(tuple(drafts))
 
     def _make(self, new: NewTransfer, context: Context, drafts: list[Draft]) -> None:
@@ -325,9 +326,17 @@ def create_transfers(
 
 
 def hindrance(
-    source: Ledger, target: Ledger, asset: str, amount: Decimal, moved: Decimal
+    source: Ledger,
+    target: Ledger,
+    asset: str,
+    amount: Decimal,
+    moved: Mapping[str, Decimal] | None = None,
 ) -> Refused | None:
-    """Why money cannot move from source to target; `moved` is what this command did before."""
+    """Why money cannot move from source to target.
+
+    Args:
+        moved: asset → what this command has added to the source before, if anything.
+    """
     paying, receiving = source.account, target.account
     assert paying is not None, "the store loads the account with its balances"
     assert receiving is not None, "the store loads the account with its balances"
@@ -343,14 +352,14 @@ def hindrance(
             Reason.TRANSFER_CROSSES_VENUES,
             f"the source's money is at {places[0]}, the target's at {places[1]}",
         )
-    overdrawn = source.overdrawn()
+    overdrawn = source.overdrawn(moved)
     if overdrawn:
         return Refused(
             Reason.ACCOUNT_NEGATIVE, f"{', '.join(overdrawn)} below zero", {"assets": overdrawn}
         )
     spendable = source.spendable(asset)
     if moved:
-        spendable += moved
+        spendable += moved.get(asset, money.ZERO)
     if spendable < amount:
         needed, has = money.text(amount), money.text(spendable)
         return Refused(

@@ -203,7 +203,6 @@ class ReverseTransfer(TransferCommand):
             states[self.source_id].part(Ledger),
             asset,
             amount,
-            money.ZERO,
         )
         if refusal is not None:
             return refusal
