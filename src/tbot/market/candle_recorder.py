@@ -63,6 +63,7 @@ class CandleRecorder:
         self._gaps: dict[tuple[str, Interval], tuple[int, int]] = {}
         self._planned: set[str] = set()
         self._refused: set[tuple[str, Interval]] = set()
+        self._stopped_at = 0
 
     async def run(self) -> None:
         """Work until cancelled; what waits then is stored, if the database takes it."""
@@ -189,11 +190,15 @@ class CandleRecorder:
             for gap in gaps
             if gap.symbol in instruments and gap.from_ms < self._open_ms(gap.symbol, gap.interval)
         ]
+        # A round ends where the venue does not answer; the next one begins behind that place.
+        due.sort(key=lambda gap: gap.id <= self._stopped_at)
+        self._stopped_at = 0
         for gap in due[:_GAPS_AT_ONCE]:
             try:
                 await self._repair(instruments[gap.symbol], gap)
             except VenueError as error:
                 _log.info("candles_not_read", symbol=gap.symbol, why=str(error))
+                self._stopped_at = gap.id
                 return
 
     def _open_ms(self, symbol: str, interval: Interval) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tbot.core.clock import from_ms
-from tbot.core.errors import VenueDown, VenueRefused
+from tbot.core.errors import VenueDown, VenueError, VenueRefused
 from tbot.core.settings import CandleSettings, GatewaySettings, MarketSettings
 from tbot.market import candle_recorder
 from tbot.market import candle_store as store
@@ -286,26 +286,37 @@ async def test_what_cannot_be_repaired_yet_does_not_stand_before_what_can(
     assert len(await stored(pool, "BTC-USDT", Interval.M1)) == 1
 
 
-async def test_a_market_that_the_venue_does_not_know_takes_nothing_from_the_others(
-    candle_feeds: Any, pool: Any
-) -> None:
-    class Picky(Memory):
-        async def klines(
-            self, market: Instrument, interval: str, from_ms: int, to_ms: int
-        ) -> list[Kline]:
-            if market.symbol == "ETH-USDT":
-                raise VenueRefused("Invalid symbol.")
-            return await super().klines(market, interval, from_ms, to_ms)
+class NotOfEth(Memory):
+    """A venue that has no candles of one of its markets."""
 
-    feed = candle_feeds(Picky(history(200)), history=0)
-    feed.start([instrument(), instrument("ETH-USDT")])
+    def __init__(self, trades: Sequence[MarketTrade], says: VenueError) -> None:
+        super().__init__(trades)
+        self.says = says
+
+    async def klines(
+        self, market: Instrument, interval: str, from_ms: int, to_ms: int
+    ) -> list[Kline]:
+        if market.symbol == "ETH-USDT":
+            raise self.says
+        return await super().klines(market, interval, from_ms, to_ms)
+
+
+@pytest.mark.parametrize("says", [VenueRefused("Invalid symbol."), VenueDown("never")])
+async def test_a_market_without_candles_takes_nothing_from_the_others(
+    candle_feeds: Any, pool: Any, says: VenueError
+) -> None:
+    feed = candle_feeds(NotOfEth(history(200), says), history=0)
+    symbols = ["ETH-USDT", "BTC-USDT"]
+    feed.start([instrument(symbol) for symbol in symbols])
     recorder = CandleRecorder(pool, feed, CandleSettings(history=0))
     for trade in history(200):
-        for symbol in ("BTC-USDT", "ETH-USDT"):
+        for symbol in symbols:
             feed.hear(symbol, Traded(trade))
-    for symbol in ("ETH-USDT", "BTC-USDT"):
+    for symbol in symbols:
         recorder._hear(symbol, Doubted(Span(BASE_MS, BASE_MS)))
         await recorder.store()
+        await recorder.repair()
+    for _ in INTERVALS:
         await recorder.repair()
     assert len(await stored(pool, "BTC-USDT", Interval.M1)) == 1
 
