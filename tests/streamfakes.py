@@ -226,3 +226,21 @@ async def deaf_client(stack: Any, *messages: dict[str, Any]) -> socket.socket:
     for message in messages:
         await loop.sock_sendall(raw, masked(1, json.dumps(message).encode()))
     return raw
+
+
+async def flood_with_pings(raw: socket.socket, transport: asyncio.WriteTransport) -> int:
+    """Send pings and take no pong, until the server cuts the connection.
+
+    Returns:
+        The most bytes that its end had waiting to be sent.
+    """
+    flood = masked(9, b"x" * 125) * 500
+    largest = 0
+    for _ in range(2000):
+        try:
+            await asyncio.get_running_loop().sock_sendall(raw, flood)
+        except ConnectionError:
+            return largest
+        largest = max(largest, transport.get_write_buffer_size())
+        await asyncio.sleep(0)
+    raise AssertionError("the server took a million pings")

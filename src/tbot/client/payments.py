@@ -191,7 +191,7 @@ class Webhook:
         kinds: Of the entries it gets; all when empty.
         sequence: The last entry that it is done with.
         secret: Verifies its messages; only in the answers to `create` and `rotate_secret`.
-        old_secret_until: Until when they are signed with the secret before it, too.
+        old_secret_until: Until when they are signed with an older one, too; None when not.
         etag: For `if_match` of a change; None in lists.
     """
 

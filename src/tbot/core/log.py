@@ -212,8 +212,8 @@ class _Sink:
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
-        except (OSError, ValueError):
-            pass
+        except (OSError, ValueError, RuntimeError):
+            pass  # gone, closed, or written to from a signal's handler in the middle of a line
 
 
 class _Sinks:

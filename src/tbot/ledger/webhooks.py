@@ -283,6 +283,14 @@ async def rotate(
     return _webhook(row)
 
 
+async def forget_old_secrets(connection: Connection) -> None:
+    """Drop the secrets of subscriptions of whose old ones none signs any more."""
+    await connection.execute(
+        "UPDATE webhooks SET old_secrets = '{}', old_until = '{}'"
+        " WHERE old_until <> '{}' AND NOT now() < ANY(old_until)"
+    )
+
+
 async def replay(connection: Connection, webhook: Webhook, seq: int, digest: bytes) -> Webhook:
     """Set the place back (or forward): the next delivery is of entry `seq + 1`.
 

@@ -95,13 +95,14 @@ class Deliverer:
                     woken.clear()
                     try:
                         async with self.pool.acquire() as connection:
+                            await store.forget_old_secrets(connection)
                             wanted = await store.list_enabled(
                                 connection, self.settings.subscriptions_max
                             )
+                            # At once: what is disabled meanwhile would be begun once more.
+                            self._adapt(tasks, running, {hook.id: hook for hook in wanted}, gate)
                     except DATABASE_FAULTS as error:
                         _log.warning("webhooks_not_read", error=repr(error))
-                    else:
-                        self._adapt(tasks, running, {hook.id: hook for hook in wanted}, gate)
                     await wait_for_wake(woken, self.settings.scan_interval_s)
         finally:
             await tasks.stop()

@@ -62,7 +62,8 @@ class CandleRecorder:
         self._queue: deque[tuple[str, Candle]] = deque()
         self._gaps: dict[tuple[str, Interval], tuple[int, int]] = {}
         self._planned: set[str] = set()
-        self._refused: set[Interval] = set()
+        self._refused: set[tuple[str, Interval]] = set()
+        self._stopped_at = 0
 
     async def run(self) -> None:
         """Work until cancelled; what waits then is stored, if the database takes it."""
@@ -122,7 +123,7 @@ class CandleRecorder:
                 wanted = [
                     Gap(symbol, interval, interval.floor(from_ms), interval.floor(to_ms))
                     for (symbol, interval), (from_ms, to_ms) in self._gaps.items()
-                    if interval not in self._refused
+                    if (symbol, interval) not in self._refused
                 ]
                 stored, self._gaps = self._gaps, {}
                 try:
@@ -183,37 +184,50 @@ class CandleRecorder:
             gaps = await store.gaps(connection, self._venue)
         _gaps_gauge.set(len(gaps))
         instruments = {one.symbol: one for one in self._candles.instruments()}
-        for gap in gaps[:_GAPS_AT_ONCE]:
-            instrument = instruments.get(gap.symbol)
-            if instrument is not None:
-                try:
-                    await self._repair(instrument, gap)
-                except VenueError as error:
-                    _log.info("candles_not_read", symbol=gap.symbol, why=str(error))
-                    return
+        # What has not ended yet, and markets that are gone, must not stand before the others.
+        due = [
+            gap
+            for gap in gaps
+            if gap.symbol in instruments and gap.from_ms < self._open_ms(gap.symbol, gap.interval)
+        ]
+        # A round ends where the venue does not answer; the next one begins behind that place.
+        due.sort(key=lambda gap: gap.id <= self._stopped_at)
+        self._stopped_at = 0
+        for gap in due[:_GAPS_AT_ONCE]:
+            try:
+                await self._repair(instruments[gap.symbol], gap)
+            except VenueError as error:
+                _log.info("candles_not_read", symbol=gap.symbol, why=str(error))
+                self._stopped_at = gap.id
+                return
+
+    def _open_ms(self, symbol: str, interval: Interval) -> int:
+        """Where the candle begins that may be open still, also by what the venue has told so far.
+
+        Its answers may lag a little behind its trades.
+        """
+        return interval.floor(max(0, self._candles.clock_ms(symbol) - GRACE_MS))
 
     async def _repair(self, instrument: Instrument, gap: Gap) -> None:
         interval = gap.interval
-        # The venue's answers may lag a little behind its trades.
-        open_ms = interval.floor(max(0, self._candles.clock_ms(gap.symbol) - GRACE_MS))
-        if gap.from_ms >= open_ms:
-            return
+        open_ms = self._open_ms(gap.symbol, interval)
         until_ms = min(gap.to_ms, open_ms - 1)
         found: list[Candle] = []
         try:
             found = await self._candles.past(instrument, interval, gap.from_ms, until_ms)
         except VenueRefused as error:
-            # It keeps none of this length: they stay incomplete, and say so.
-            if interval not in self._refused:
-                _log.info("no_candles_at_venue", interval=interval.value, why=str(error))
-            self._refused.add(interval)
+            # It keeps none of this length, or not of this market: they stay incomplete, and say so.
+            _log.info(
+                "no_candles_at_venue", symbol=gap.symbol, interval=interval.value, why=str(error)
+            )
+            self._refused.add((gap.symbol, interval))
         async with self._pool.acquire() as connection:
             for start in range(0, len(found), _ROWS_AT_ONCE):
                 some = found[start : start + _ROWS_AT_ONCE]
                 await self._save(connection, [(gap.symbol, one) for one in some])
             async with connection.transaction():
                 await store.close_gap(connection, gap)
-                if gap.to_ms >= open_ms and interval not in self._refused:
+                if gap.to_ms >= open_ms and (gap.symbol, interval) not in self._refused:
                     rest = Gap(gap.symbol, interval, open_ms, gap.to_ms)
                     await store.save_gaps(connection, self._venue, [rest])
         for candle in found:

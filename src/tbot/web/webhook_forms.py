@@ -101,8 +101,8 @@ class WebhookOut(Answer):
     old_secret_until: Annotated[
         Timestamp | None,
         Field(
-            description="Until when messages are signed with the secret before the present one, "
-            "too; null when there was none."
+            description="Until when messages are signed with an older secret, too; null when "
+            "they are not."
         ),
     ]
     created_at: Timestamp
@@ -148,6 +148,7 @@ class DeliveryPage(Answer):
 
 def webhook_json(webhook: Webhook) -> dict[str, Any]:
     """A subscription as `WebhookOut` describes it, in JSON types."""
+    until = max(webhook.old_until, default=None)
     return {
         "id": webhook.id,
         "account_id": webhook.account_id,
@@ -156,7 +157,7 @@ def webhook_json(webhook: Webhook) -> dict[str, Any]:
         "enabled": webhook.enabled,
         "disabled_reason": webhook.disabled_reason,
         "sequence": webhook.seq,
-        "old_secret_until": None if not webhook.old_until else clock.stamp(webhook.old_until[0]),
+        "old_secret_until": None if until is None else clock.stamp(until),
         "created_at": clock.stamp(webhook.created_at),
         "updated_at": clock.stamp(webhook.updated_at),
     }

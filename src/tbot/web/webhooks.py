@@ -71,7 +71,8 @@ def _rotated(webhook: Webhook) -> Response:
 
 
 def _tag(webhook: Webhook) -> str:
-    shown = (webhook.seq, webhook.enabled, webhook.disabled_reason)
+    old = len(webhook.old_until)
+    shown = (webhook.seq, webhook.enabled, webhook.disabled_reason, old)
     return tag_of(webhook.version, "-".join(map(str, shown)))
 
 

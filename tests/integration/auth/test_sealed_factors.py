@@ -84,6 +84,23 @@ async def test_a_key_comes_changes_and_goes(pool: Any) -> None:
         await show(auth, "ann", ann)
 
 
+async def test_no_process_is_left_out_while_a_key_is_changed(pool: Any) -> None:
+    """The new one is known to all before any of them seals with it."""
+    knows = AuthSettings(factor_key=ONE, factor_key_before=TWO)
+    changed = AuthSettings(factor_key=TWO, factor_key_before=ONE)
+    async with flow.opened(pool, knows) as old:
+        ann = await enrol(old, "ann")
+        async with flow.opened(pool, changed) as new:
+            await show(old, "ann", ann)
+            await show(new, "ann", ann)
+            bob = await enrol(old, "bob")  # sealed by the one that goes
+            await show(new, "bob", bob)
+    async with flow.opened(pool, changed) as new:
+        await show(new, "bob", bob)
+    async with flow.opened(pool, AuthSettings(factor_key=TWO)) as new:
+        await show(new, "bob", bob)
+
+
 async def test_a_secret_put_in_anothers_place_opens_nothing(pool: Any) -> None:
     async with flow.opened(pool, AuthSettings(factor_key=ONE)) as auth:
         ann = await enrol(auth, "ann")

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from tbot.core.clock import from_ms
-from tbot.core.errors import VenueDown, VenueRefused
+from tbot.core.errors import VenueDown, VenueError, VenueRefused
 from tbot.core.settings import CandleSettings, GatewaySettings, MarketSettings
+from tbot.market import candle_recorder
 from tbot.market import candle_store as store
-from tbot.market.candle_builder import CandleBuilder
-from tbot.market.candle_feed import CandleClosed, CandleEvent, CandleFeed
+from tbot.market.candle_builder import CandleBuilder, Span
+from tbot.market.candle_feed import CandleClosed, CandleEvent, CandleFeed, Doubted
 from tbot.market.candle_recorder import CandleRecorder
 from tbot.market.candles import INTERVALS, Candle, Interval, aggregate
 from tbot.market.feed import MarketFeed, Traded
@@ -265,6 +266,59 @@ async def test_missing_trades_are_fetched_and_every_candle_is_exact(
     await eventually(lambda: feed.open("BTC-USDT", Interval.D1).complete)
     day = expected.view(Interval.D1)
     assert feed.open("BTC-USDT", Interval.D1) == replace(day, first_id=None)  # type: ignore[type-var]
+
+
+async def test_what_cannot_be_repaired_yet_does_not_stand_before_what_can(
+    candle_feeds: Any, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hundreds of markets, their open days alone are more than one round asks for."""
+    monkeypatch.setattr(candle_recorder, "_GAPS_AT_ONCE", 1)
+    feed = candle_feeds(Memory(history(200)), history=0)
+    recorder = CandleRecorder(pool, feed, CandleSettings(history=0))
+    hear(feed, history(200))
+    gaps = [("GONE-USDT", Interval.M1), ("BTC-USDT", Interval.D1), ("BTC-USDT", Interval.M1)]
+    async with pool.acquire() as connection:
+        wanted = [store.Gap(*gap, BASE_MS, BASE_MS) for gap in gaps]
+        await store.save_gaps(connection, "paper", wanted)
+        await recorder.repair()
+        left = await store.gaps(connection, "paper")
+    assert [(gap.symbol, gap.interval) for gap in left] == gaps[:2]
+    assert len(await stored(pool, "BTC-USDT", Interval.M1)) == 1
+
+
+class NotOfEth(Memory):
+    """A venue that has no candles of one of its markets."""
+
+    def __init__(self, trades: Sequence[MarketTrade], says: VenueError) -> None:
+        super().__init__(trades)
+        self.says = says
+
+    async def klines(
+        self, market: Instrument, interval: str, from_ms: int, to_ms: int
+    ) -> list[Kline]:
+        if market.symbol == "ETH-USDT":
+            raise self.says
+        return await super().klines(market, interval, from_ms, to_ms)
+
+
+@pytest.mark.parametrize("says", [VenueRefused("Invalid symbol."), VenueDown("never")])
+async def test_a_market_without_candles_takes_nothing_from_the_others(
+    candle_feeds: Any, pool: Any, says: VenueError
+) -> None:
+    feed = candle_feeds(NotOfEth(history(200), says), history=0)
+    symbols = ["ETH-USDT", "BTC-USDT"]
+    feed.start([instrument(symbol) for symbol in symbols])
+    recorder = CandleRecorder(pool, feed, CandleSettings(history=0))
+    for trade in history(200):
+        for symbol in symbols:
+            feed.hear(symbol, Traded(trade))
+    for symbol in symbols:
+        recorder._hear(symbol, Doubted(Span(BASE_MS, BASE_MS)))
+        await recorder.store()
+        await recorder.repair()
+    for _ in INTERVALS:
+        await recorder.repair()
+    assert len(await stored(pool, "BTC-USDT", Interval.M1)) == 1
 
 
 async def test_what_the_venue_has_forgotten_is_repaired_from_its_candles(

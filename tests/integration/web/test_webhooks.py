@@ -252,6 +252,12 @@ async def test_while_a_receiver_changes_its_secret_messages_fit_both(
         over = "UPDATE webhooks SET version = version + 1, old_until = ARRAY[now(), now(), now()]"
         await quick.pool.execute(over)
         await signed_with({**dict.fromkeys(secrets, False), last: True})
+
+        async def forgotten() -> bool:
+            kept = await quick.pool.fetchval("SELECT old_secrets FROM webhooks")
+            return kept == [] and (await client.get(path)).json()["old_secret_until"] is None
+
+        await eventually(forgotten)
         assert "secret" not in (await client.get(path)).json()
         for wrong in ({"overlap_s": 86_401}, {"overlap_s": -1}, {"overlap_s": "1"}):
             answer = await client.post(f"{path}/rotate-secret", json=wrong)

@@ -159,6 +159,7 @@ async def ask_webhooks(site: Any, account_id: UUID) -> None:
         hook = await webhooks.get(connection, hooks[0].id, owner)
         assert await webhooks.place(connection, account_id, seq) == digest
         await webhooks.list_of(connection, owner, None, 10)
+        await webhooks.forget_old_secrets(connection)
         await webhooks.list_enabled(connection, 10)
         for number, state in ((1, "retrying"), (2, "dead"), (3, "delivered")):
             what = webhooks.Delivery(hook.id, number, "order.filled", state, 1, 500, "no", now, now)
