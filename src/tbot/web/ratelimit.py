@@ -163,7 +163,6 @@ class Limits:
         self._strangers = {kind: self._plan(kind, stranger=True, key=False) for kind in Kind}
         self._users = {kind: self._plan(kind, stranger=False, key=False) for kind in Kind}
         self._keys = {kind: self._plan(kind, stranger=False, key=True) for kind in Kind}
-        self._closed_until: dict[str, float] = {}
 
     def _plan(self, kind: Kind, *, stranger: bool, key: bool) -> _Plan:
         by_address = kind in (Kind.LOGINS, Kind.STREAMS)
