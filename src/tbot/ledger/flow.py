@@ -81,6 +81,10 @@ class AccountDesk:
         """Whether memory says that money can go to this account; False is no verdict."""
         return target_id in self._facts and self.assets.fits(asset, amount)
 
+    def remembered(self, account_id: UUID) -> AccountFacts | None:
+        """The facts of an account in memory; None says to ask for its `facts`."""
+        return self._facts.get(account_id)
+
     async def facts(self, account_id: UUID) -> AccountFacts:
         """Owner and venue of an account, from memory once they were read.
 

@@ -111,7 +111,8 @@ async def place(
         Unavailable: Certainly not accepted.
         OutcomeUnknown: Repeat it under the same `client_order_id`.
     """
-    venue = (await desk.accounts.facts(account_id)).venue
+    facts = desk.accounts.remembered(account_id) or await desk.accounts.facts(account_id)
+    venue = facts.venue
     if venue is None:
         return Refused(Reason.ACCOUNT_KIND, "a cash account does not trade")
     send_within_s = desk.gateway.send_by_s

@@ -6,11 +6,12 @@ A test holds them to those models; at run time a busy route need not validate wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.responses import Response
 
+_NAMES: Final = {"Location": b"location", "ETag": b"etag"}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -41,7 +42,10 @@ class _Json(Response):
         self.background = None
         self.body = body
         self.raw_headers = [
-            *((name.lower().encode("latin-1"), v.encode("latin-1")) for name, v in headers.items()),
+            (_NAMES.get(name) or name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in headers.items()
+        ]
+        self.raw_headers += [
             (b"content-length", b"%d" % len(body)),
             (b"content-type", b"application/json"),
         ]

@@ -36,6 +36,7 @@ from tbot.web.edge import done, joined, log_fields, log_request, named, problem_
 from tbot.web.http1 import Cycle, written
 from tbot.web.limits import URI_BYTES_MAX, parse_json
 from tbot.web.negotiation import GZIP, coding_of, packed_or_none, takes_structured
+from tbot.web.once import HEADERS
 from tbot.web.overload import Overload
 from tbot.web.peers import Proxies
 from tbot.web.ratelimit import CHARGED, Kind, Limits, headers_of, is_cancel, kind_of
@@ -277,6 +278,7 @@ class Application(FastAPI):
         asked = Asked(self._terms, scope, headers, "POST", request_id, trace)
         plain = _NOT_PLAIN.isdisjoint(headers) and scope["scheme"] == "http"
         scope[PRINCIPAL] = principal
+        scope[HEADERS] = headers
         scope["app"] = self
         scope["route"] = plan.route
         for name in plan.parts_names:

@@ -23,6 +23,8 @@ from tbot.journal.once import Kept, Once, content_of, key_of
 from tbot.web.deps import Deps
 from tbot.web.problems import Problem, refused
 
+HEADERS: Final = "tbot.headers"
+"""Where a request's scope has its headers by name, if it is known that each came once."""
 KEY_TEXT: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 _KEY: Final = re.compile(
     # A string of structured fields (RFC 9651, section 3.3.3), or the same without its quotes.
@@ -75,6 +77,10 @@ def request_key(request: Request) -> str | None:
     Raises:
         Problem: `malformed_header`.
     """
+    headers: dict[bytes, bytes] | None = request.scope.get(HEADERS)
+    if headers is not None:
+        only = headers.get(b"idempotency-key")
+        return None if only is None else key_text(only.decode("latin-1"))
     given = [value for name, value in request.scope["headers"] if name == b"idempotency-key"]
     if len(given) > 1:
         raise Problem("malformed_header", "there is more than one Idempotency-Key")

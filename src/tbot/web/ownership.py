@@ -74,7 +74,8 @@ async def own_account(
         NotFound: No such account, or somebody else's.
         InsufficientAccess: It is shared with the asker, in too low a role.
     """
-    facts = await deps.orders.accounts.facts(account_id)
+    accounts = deps.orders.accounts
+    facts = accounts.remembered(account_id) or await accounts.facts(account_id)
     if facts.owner_id == principal.user_id or (admins_too and is_admin(principal)):
         return facts
     access = await access_to(deps.permissions, principal, account_id, facts.owner_id)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from fastapi import APIRouter, params
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import Request, empty_send
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
@@ -38,9 +38,16 @@ class StrictRequest(Request):
     def __init__(
         self, scope: Scope, receive: Receive, read: tuple[bytes, Any] | None = None
     ) -> None:
-        super().__init__(scope, receive)
-        if read is not None:
-            self._body, self._json = read
+        if read is None:
+            super().__init__(scope, receive)
+            return
+        # What Starlette's own sets, without asking what is known.
+        self.scope = scope
+        self._receive = receive
+        self._send = empty_send
+        self._stream_consumed = self._is_disconnected = False
+        self._form = None
+        self._body, self._json = read
 
     async def json(self) -> Any:
         """The body, by `parse_json`."""
