@@ -19,7 +19,7 @@ from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from tbot.core.errors import InvalidAmount
 
@@ -205,7 +205,7 @@ def _from_json(value: Any) -> Any:
 
 MoneyText = Annotated[
     Decimal,
-    BeforeValidator(_from_json),
+    PlainValidator(_from_json),
     PlainSerializer(text, return_type=str),
     WithJsonSchema(
         {

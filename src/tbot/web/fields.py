@@ -6,6 +6,7 @@ import re
 import unicodedata
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -26,6 +27,8 @@ from tbot.core.money import MoneyText
 SYMBOL_PATTERN: Final = r"^[A-Z0-9]{1,20}-[A-Z0-9]{1,20}$"
 ASSET_PATTERN: Final = r"^[A-Z0-9]{1,20}$"
 CLIENT_ORDER_ID_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,36}$"
+_UUID_LENGTH: Final = 36
+_NO_ID: Final = "is not an id: 32 lower-case hexadecimal digits in five groups"
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
@@ -45,8 +48,15 @@ def _canonical(value: Any) -> Any:
     # Pydantic alone would also take braces, urn:uuid: and digits without dashes.
     if isinstance(value, UUID):
         return value
-    if not isinstance(value, str) or not _UUID.fullmatch(value):
-        raise ValueError("is not an id: 32 lower-case hexadecimal digits in five groups")
+    if not isinstance(value, str) or len(value) != _UUID_LENGTH:
+        raise ValueError(_NO_ID)
+    return _known_id(value)
+
+
+@lru_cache(8192)  # the same accounts are named again and again
+def _known_id(value: str) -> UUID:
+    if not _UUID.fullmatch(value):
+        raise ValueError(_NO_ID)
     return read_id(value)
 
 
