@@ -23,6 +23,7 @@ from tbot.core import clock
 from tbot.core.bus import Bus
 from tbot.core.errors import JournalUnavailable
 from tbot.core.settings import CommitterSettings
+from tbot.journal import committer as committing
 from tbot.journal.commands import Accepted, Priority, Projection
 from tbot.journal.committer import Committer
 from tbot.ledger.store import LedgerProjection
@@ -397,8 +398,12 @@ class World:
     def _virtual(self) -> Iterator[None]:
         """Clocks and chance of the program are the world's own."""
         before = clock.boot_s, clock.boot_ns, clock.utc_now
+        whole = committing._BATCH_WHOLE
         state = random.getstate()
         random.seed(self.seed)
+        # Batches are small here: in every other world two commands already make a large one, whose
+        # statement is made while the one before it is still being written.
+        committing._BATCH_WHOLE = whole if self.seed % 2 else 2  # type: ignore[misc]
         clock.boot_s = lambda: 1000.0 + self.loop.now_s
         clock.boot_ns = lambda: int((1000.0 + self.loop.now_s) * 1e9)
         clock.utc_now = lambda: _EPOCH + timedelta(seconds=self.loop.now_s + self.wall_skew_s)
@@ -406,6 +411,7 @@ class World:
             yield
         finally:
             clock.boot_s, clock.boot_ns, clock.utc_now = before
+            committing._BATCH_WHOLE = whole  # type: ignore[misc]
             random.setstate(state)
 
 
