@@ -194,7 +194,12 @@ def divide(value: Decimal, by: Decimal, scale: int, rounding: str) -> Decimal:
     return quantize(exact.divide(value, by), scale, rounding)
 
 
-def _from_json(value: Any) -> Any:
+def from_json(value: Any) -> Any:
+    """What Pydantic reads a `MoneyText` by.
+
+    Raises:
+        ValueError: As `parse` says.
+    """
     if isinstance(value, Decimal):
         return value
     try:
@@ -205,7 +210,7 @@ def _from_json(value: Any) -> Any:
 
 MoneyText = Annotated[
     Decimal,
-    PlainValidator(_from_json),
+    PlainValidator(from_json),
     PlainSerializer(text, return_type=str),
     WithJsonSchema(
         {

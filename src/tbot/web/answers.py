@@ -12,6 +12,7 @@ import msgspec
 from starlette.responses import Response
 
 _NAMES: Final = {"Location": b"location", "ETag": b"etag"}
+_TYPE: Final = (b"content-type", b"application/json")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -24,28 +25,31 @@ def json_answer(
         content: Of JSON types, UUIDs (written in canonical form) and `msgspec.Raw`; amounts are
             texts already.
     """
-    return _Json(_encode(content), status, headers or {})
+    return JsonAnswer(_encode(content), status, headers or {})
 
 
 def json_body(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON response whose body is written already."""
-    return _Json(body, status, headers or {})
+    return JsonAnswer(body, status, headers or {})
 
 
-class _Json(Response):
-    """A response that is made in one step: Starlette takes several, which ask what we know."""
+class JsonAnswer(Response):
+    """A response that is made in one step: Starlette takes several, which ask what we know.
+
+    Attributes:
+        told: Its headers as they were given, besides those of its body.
+    """
 
     media_type = "application/json"
 
     def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
         self.status_code = status
         self.background = None
-        self.body = body
+        self.body: bytes = body
+        self.told = headers
         self.raw_headers = [
             (_NAMES.get(name) or name.lower().encode("latin-1"), value.encode("latin-1"))
             for name, value in headers.items()
         ]
-        self.raw_headers += [
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", b"application/json"),
-        ]
+        self.raw_headers.append((b"content-length", b"%d" % len(body)))
+        self.raw_headers.append(_TYPE)

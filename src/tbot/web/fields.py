@@ -16,11 +16,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     StringConstraints,
     WithJsonSchema,
 )
 
 from tbot.auth.users import USERNAME_PATTERN
+from tbot.core import money
 from tbot.core.ids import read_id
 from tbot.core.money import MoneyText
 
@@ -46,11 +49,11 @@ class Answer(BaseModel):
 
 def _canonical(value: Any) -> Any:
     # Pydantic alone would also take braces, urn:uuid: and digits without dashes.
+    if isinstance(value, str) and len(value) == _UUID_LENGTH:
+        return _known_id(value)
     if isinstance(value, UUID):
         return value
-    if not isinstance(value, str) or len(value) != _UUID_LENGTH:
-        raise ValueError(_NO_ID)
-    return _known_id(value)
+    raise ValueError(_NO_ID)
 
 
 @lru_cache(8192)  # the same accounts are named again and again
@@ -165,6 +168,8 @@ Moment = Annotated[
 
 # Far above any real amount, and far enough below what the tables hold to add many of them.
 _AMOUNT_MAX: Final = Decimal(10) ** 18
+GOOD_AMOUNT: Final = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?", re.ASCII)
+"""What is within every bound that there is for a positive amount, if it is not zero."""
 
 
 def _positive(value: Decimal) -> Decimal:
@@ -175,9 +180,19 @@ def _positive(value: Decimal) -> Decimal:
     return value
 
 
+def _positive_from_json(value: Any) -> Any:
+    # What is good in one step, as nearly all is; what is not is told by those who take several.
+    if isinstance(value, str) and GOOD_AMOUNT.fullmatch(value):
+        amount = Decimal(value)
+        if amount:
+            return amount
+    return _positive(money.from_json(value))
+
+
 PositiveAmount = Annotated[
-    MoneyText,
-    AfterValidator(_positive),
+    Decimal,
+    PlainValidator(_positive_from_json),
+    PlainSerializer(money.text, return_type=str),
     WithJsonSchema(
         {
             "type": "string",

@@ -9,9 +9,11 @@ Entry points: `Http1Protocol`, and `written`, which sends a whole answer at once
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, cast
+from functools import lru_cache
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -23,9 +25,42 @@ _METHODS: Final = {
     for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 }
 
+_TARGET_BYTES: Final = 64
+"""Longest target that is remembered."""
+
+
+def _plain_target(url: bytes) -> tuple[str, bytes, bytes] | None:
+    """Path, raw path and query of a request's target; None for one that has to be parsed."""
+    if len(url) <= _TARGET_BYTES:
+        return _known_target(url)
+    return _target(url)
+
+
+def _target(url: bytes) -> tuple[str, bytes, bytes] | None:
+    if (
+        not url.startswith(b"/")
+        or url.startswith(b"//")
+        or not url.isascii()
+        or b"%" in url
+        or b"#" in url
+    ):
+        return None
+    raw_path, _, query = url.partition(b"?")
+    return raw_path.decode("ascii"), raw_path, query
+
+
+_known_target = lru_cache(4096)(_target)  # the same few are asked for again and again
+
 
 class Cycle(RequestResponseCycle):
-    """One request and its answer."""
+    """One request and its answer.
+
+    A request whose body is there with its head waits for nothing, so what it would wait for is only
+    made when somebody asks for it.
+    """
+
+    _event: asyncio.Event | None
+    _stirred: bool
 
     def __init__(self, protocol: HttpToolsProtocol, keep_alive: bool) -> None:
         # What uvicorn's sets, from where uvicorn takes it.
@@ -36,7 +71,8 @@ class Cycle(RequestResponseCycle):
         self.access_logger = protocol.access_logger
         self.access_log = protocol.access_log
         self.default_headers = protocol.server_state.default_headers
-        self.message_event = asyncio.Event()
+        self._event = None
+        self._stirred = False
         self.on_response = protocol.on_response_complete
         self.disconnected = False
         self.keep_alive = keep_alive
@@ -47,6 +83,22 @@ class Cycle(RequestResponseCycle):
         self.response_complete = False
         self.chunked_encoding = None
         self.expected_content_length = 0
+
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override] # only ever read
+        """Set when there is news for `receive`."""
+        event = self._event
+        if event is None:
+            event = self._event = asyncio.Event()
+            if self._stirred:
+                event.set()
+        return event
+
+    def stir(self) -> None:
+        """There is news for `receive`."""
+        self._stirred = True
+        if self._event is not None:
+            self._event.set()
 
     def whole_body(self) -> bytes | None:
         """The request's body, if all of it is there; it can still be received."""
@@ -59,7 +111,8 @@ class Cycle(RequestResponseCycle):
         try:
             await self.run_asgi(app)  # type: ignore[arg-type]
         finally:
-            tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            task: Any = asyncio.current_task()
+            tasks.discard(task)
 
 
 class Http1Protocol(HttpToolsProtocol):
@@ -67,7 +120,7 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's head is whole: answer it, or let it wait for those before it."""
-        url = self.url
+        target = _plain_target(self.url)
         method = _METHODS.get(self.parser.get_method())
         if (
             method is None
@@ -76,20 +129,13 @@ class Http1Protocol(HttpToolsProtocol):
             or self.root_path
             or self.parser.get_http_version() != "1.1"
             or self.parser.should_upgrade()
-            or not url.startswith(b"/")
-            or url.startswith(b"//")
-            or not url.isascii()
-            or b"%" in url
-            or b"#" in url
+            or target is None
         ):
             super().on_headers_complete()
             return
-        scope: dict[str, Any] = cast("dict[str, Any]", self.scope)
-        raw_path, _, query = url.partition(b"?")
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment] # uvicorn's own type
         scope["method"] = method
-        scope["path"] = raw_path.decode("ascii")
-        scope["raw_path"] = raw_path
-        scope["query_string"] = query
+        scope["path"], scope["raw_path"], scope["query_string"] = target
         before = self.cycle
         cycle = self.cycle = Cycle(self, self.parser.should_keep_alive())
         if before is None or before.response_complete:  # type: ignore[redundant-expr]
@@ -97,6 +143,26 @@ class Http1Protocol(HttpToolsProtocol):
         else:  # the answers to pipelined requests come in order
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a request's body."""
+        cycle = self.cycle
+        if type(cycle) is not Cycle or self.parser.should_upgrade():
+            super().on_body(body)
+        elif not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.stir()
+
+    def on_message_complete(self) -> None:
+        """A request's last byte."""
+        cycle = self.cycle
+        if type(cycle) is not Cycle or self.parser.should_upgrade():
+            super().on_message_complete()
+        elif not cycle.response_complete:
+            cycle.more_body = False
+            cycle.stir()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if type(cycle) is Cycle:
@@ -139,6 +205,9 @@ def written(
     cycle.response_started = True
     cycle.response_complete = True
     cycle.transport.write(b"".join((STATUS_LINE[status], text, b"\r\n", constant, b"\r\n", body)))
-    cycle.message_event.set()
+    if type(cycle) is Cycle:
+        cycle.stir()
+    else:
+        cycle.message_event.set()
     cycle.on_response()
     return True

@@ -16,12 +16,13 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, get_type_hints
+from typing import Annotated, Any, Final, get_type_hints
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -36,7 +37,7 @@ from tbot.web.edge import done, joined, log_fields, log_request, named, problem_
 from tbot.web.http1 import Cycle, written
 from tbot.web.limits import URI_BYTES_MAX, parse_json
 from tbot.web.negotiation import GZIP, coding_of, packed_or_none, takes_structured
-from tbot.web.once import HEADERS
+from tbot.web.once import CONTENT, HEADERS
 from tbot.web.overload import Overload
 from tbot.web.peers import Proxies
 from tbot.web.ratelimit import CHARGED, Kind, Limits, headers_of, is_cancel, kind_of
@@ -70,8 +71,8 @@ class _Plan:
     request_name: str | None
     parts_names: tuple[str, ...]
     principal_names: tuple[str, ...]
-    headers: tuple[tuple[str, bytes, Any], ...]
-    """Name, header and FastAPI's field of each header parameter."""
+    headers: tuple[tuple[str, bytes, Callable[[Any], Any]], ...]
+    """Name and header of each header parameter, and what reads and checks it."""
 
 
 def _plan(route: APIRoute) -> _Plan | None:
@@ -116,9 +117,18 @@ def _plan(route: APIRoute) -> _Plan | None:
         parts_names=_names(route, get_deps),
         principal_names=_names(route, current_principal),
         headers=tuple(
-            (field.name, field.alias.lower().encode(), field) for field in needs.header_params
+            (field.name, field.alias.lower().encode(), _reader(field.field_info))
+            for field in needs.header_params
         ),
     )
+
+
+def _reader(told: FieldInfo) -> Callable[[Any], Any]:
+    """What a header parameter is read by: Pydantic's own, as FastAPI calls it in several steps."""
+    kind: Any = told.annotation
+    if told.metadata:
+        kind = Annotated[(kind, *told.metadata)]
+    return TypeAdapter(kind).validator.validate_python
 
 
 def _names(route: APIRoute, call: Any) -> tuple[str, ...]:
@@ -267,18 +277,17 @@ class Application(FastAPI):
             body = await _body(receive, messages)
         content = parse_json(body, self._depth_max)
         arguments = {plan.body_name: plan.validate(content)}
-        for name, header, field in plan.headers:
+        for name, header, read in plan.headers:
             value = headers.get(header)
             if value is not None:
-                arguments[name], errors = field.validate(value.decode("latin-1"), {}, loc=())
-                if errors:
-                    raise _Aside
+                arguments[name] = read(value.decode("latin-1"))
         request_id, trace = named(headers)
         scope["tbot.request_id"] = request_id
         asked = Asked(self._terms, scope, headers, "POST", request_id, trace)
         plain = _NOT_PLAIN.isdisjoint(headers) and scope["scheme"] == "http"
         scope[PRINCIPAL] = principal
         scope[HEADERS] = headers
+        scope[CONTENT] = content
         scope["app"] = self
         scope["route"] = plan.route
         for name in plan.parts_names:

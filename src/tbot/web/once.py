@@ -19,19 +19,22 @@ from starlette.responses import Response
 
 from tbot.auth.flow import Principal
 from tbot.core.refusals import PASSING, Refused
-from tbot.journal.once import Kept, Once, content_of, key_of
+from tbot.journal.once import Kept, Once, contents_of, key_of
+from tbot.web.answers import JsonAnswer
 from tbot.web.deps import Deps
 from tbot.web.problems import Problem, refused
 
 HEADERS: Final = "tbot.headers"
 """Where a request's scope has its headers by name, if it is known that each came once."""
+CONTENT: Final = "tbot.content"
+"""Where a request's scope has what its body says, if that was read already."""
 KEY_TEXT: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 _KEY: Final = re.compile(
     # A string of structured fields (RFC 9651, section 3.3.3), or the same without its quotes.
     r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\]){1,128})"|([\x21\x23-\x5b\x5d-\x7e]{1,128})'
 )
 _ESCAPED: Final = re.compile(r'\\(["\\])')
-_KEPT_HEADERS: Final = frozenset({b"content-type", b"location", b"etag"})
+_KEPT_HEADERS: Final = frozenset({"content-type", "location", "etag"})
 canonical = msgspec.json.Encoder(order="sorted").encode
 
 KeyHeader = Annotated[
@@ -106,15 +109,19 @@ async def keyed(
     key = request_key(request)
     if key is None:
         return None
-    content = await request.json() if await request.body() else None
+    scope = request.scope
+    if CONTENT in scope:
+        content = scope[CONTENT]
+    else:
+        content = await request.json() if await request.body() else None
+    request_id = scope.get("tbot.request_id", "")
     target = target_of(request)
-    request_id = request.scope.get("tbot.request_id", "")
     return once_of(deps, principal, account_id, answer, key, target, content, request_id)
 
 
 def target_of(request: Request) -> bytes:
     """What a request's fingerprint begins with."""
-    return f"{request.method} {request.scope['path']}".encode()
+    return f"{request.scope['method']} {request.scope['path']}".encode()
 
 
 def once_of(
@@ -134,7 +141,7 @@ def once_of(
         target: Method and path of the route that does the same.
         content: The request's body, parsed; None without one.
     """
-    fingerprint = content_of(deps.auth.keys.cursor_secret, target, canonical(content))
+    fingerprint = contents_of(deps.auth.keys.cursor_secret, target)(canonical(content))
     rendering = _Rendering(answer, request_id)
     return Once(key_of(principal.user_id, account_id, key), fingerprint, rendering)
 
@@ -192,10 +199,18 @@ def kept_refusal(outcome: Refused, request_id: str) -> Kept | None:
 
 
 def _kept(response: Response) -> Kept:
+    if type(response) is JsonAnswer:  # nearly always: its headers are still at hand as texts
+        headers = {
+            kept: value
+            for name, value in response.told.items()
+            if (kept := name.lower()) in _KEPT_HEADERS
+        }
+        headers["content-type"] = "application/json"
+        return Kept(response.status_code, headers, response.body)
     headers = {
-        name.decode("latin-1"): value.decode("latin-1")
-        for name, value in response.raw_headers
-        if name in _KEPT_HEADERS
+        name: value.decode("latin-1")
+        for header, value in response.raw_headers
+        if (name := header.decode("latin-1")) in _KEPT_HEADERS
     }
     return Kept(response.status_code, headers, bytes(response.body))
 

@@ -126,7 +126,8 @@ class _Plan:
         self.field: Header = (b"ratelimit-policy", policy_field(told).encode("ascii"))
         # Where every quota has something back within a second, only the amounts left vary.
         quick = all(cells.step_s <= 1.0 for cells, _ in wanted)
-        self.template = ", ".join(f'"{one.policy}";r=%d;t=1' for one in told) if quick else ""
+        template = ", ".join(f'"{one.policy}";r=%d;t=1' for one in told) if quick else ""
+        self.template = template.encode("ascii")
         self.rates = [(cells.window_s, 1.0 / cells.step_s) for cells, _ in wanted]
 
     def left(self, debts: Sequence[float]) -> bytes:
@@ -136,7 +137,7 @@ class _Plan:
                 (window_s - debt_s) * rate
                 for (window_s, rate), debt_s in zip(self.rates, debts)  # noqa: B905 - one for each
             ]
-            return (self.template % tuple(left)).encode("ascii")
+            return self.template % tuple(left)
         told = [
             standing(cells.policy, cells.quota, debt_s, 0, charged=True)
             for (cells, _), debt_s in zip(self.wanted, debts, strict=True)

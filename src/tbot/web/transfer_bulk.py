@@ -31,13 +31,12 @@ from tbot.ledger.transfers import NewTransfer, Transfer
 from tbot.web.answers import json_body
 from tbot.web.deps import Deps
 from tbot.web.edge import problem_response
+from tbot.web.fields import GOOD_AMOUNT
 from tbot.web.once import KEY_TEXT, BodyRendering, canonical, target_of
 from tbot.web.ownership import own_account
 from tbot.web.problems import refused
 from tbot.web.transfer_forms import BulkItem, new_transfer, transfer_bytes
 
-# Within every bound that `PositiveAmount` has; zero is looked for apart.
-_AMOUNT: Final = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?", re.ASCII)
 _ASSET: Final = re.compile(r"[A-Z0-9]{1,20}", re.ASCII)
 _MEMBERS: Final = 4
 
@@ -107,7 +106,7 @@ class Bulk:
             or type(source_id) is not str
             or type(target_id) is not str
             or len(item) != (_MEMBERS if key is None else _MEMBERS + 1)
-            or not _AMOUNT.fullmatch(text)
+            or not GOOD_AMOUNT.fullmatch(text)
             or not _ASSET.fullmatch(asset)
         ):
             return None

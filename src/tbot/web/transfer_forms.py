@@ -174,11 +174,15 @@ def transfer_bytes(transfer: Transfer) -> bytes:
         or not (transfer.asset.isalnum() and transfer.asset.isascii())
     ):
         return _encode(transfer_json(transfer))
+    amount = money.text(transfer.amount)
+    posted = amount
+    if transfer.posted_amount is not transfer.amount:
+        posted = money.text(transfer.posted_amount)
     return (
         f'{{"id":"{transfer.id}","source_account_id":"{transfer.source_id}",'
         f'"target_account_id":"{transfer.target_id}","asset":"{transfer.asset}",'
-        f'"amount":"{money.text(transfer.amount)}","state":"{transfer.state.value}",'
-        f'"posted_amount":"{money.text(transfer.posted_amount)}","expires_at":null,'
+        f'"amount":"{amount}","state":"{transfer.state.value}",'
+        f'"posted_amount":"{posted}","expires_at":null,'
         f'"reverses":null,"reversed_by":null,"group_id":null,"metadata":{{}},'
         f'"created_at":"{transfer.created_at}","updated_at":"{transfer.updated_at}"}}'
     ).encode("ascii")

@@ -69,12 +69,16 @@ _CREATED: Final[dict[int | str, dict[str, Any]]] = {
 
 
 def _made(made: tuple[Transfer, ...]) -> Response:
-    return _one(made[0], 201)
+    return _new(made[0])
 
 
-def _one(transfer: Transfer, status: int = 200) -> Response:
-    headers = {"Location": f"/v1/transfers/{transfer.id}"} if status == 201 else None
-    return json_body(transfer_bytes(transfer), status, headers)
+def _new(transfer: Transfer) -> Response:
+    headers = {"Location": f"/v1/transfers/{transfer.id}"}
+    return json_body(transfer_bytes(transfer), 201, headers)
+
+
+def _one(transfer: Transfer) -> Response:
+    return json_body(transfer_bytes(transfer))
 
 
 @routes.post(
@@ -307,12 +311,8 @@ async def reverse_transfer(
     side = await own_transfer(parts, principal, transfer_id)
     if not (side.target or side.admin):
         raise _not_allowed("the target's owner, whose money goes")
-    once = await keyed(request, parts, principal, side.facts.target_id, _reversed)
+    once = await keyed(request, parts, principal, side.facts.target_id, _new)
     metadata = {} if body is None else body.metadata
     desk = parts.orders.accounts
     outcome = await flow.reverse(desk, actor_of(request, principal), transfer_id, metadata, once)
-    return respond(outcome, _reversed)
-
-
-def _reversed(transfer: Transfer) -> Response:
-    return _one(transfer, 201)
+    return respond(outcome, _new)
