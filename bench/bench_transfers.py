@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from statistics import median
@@ -45,6 +46,7 @@ from tbot.serving import settle_collector
 
 PATH = "/v1/transfers"
 ACCOUNTS = 100
+PAIRS = 10_007
 CALLERS = 512
 """Transfers under way at once in the process; the function has its 20 connections."""
 MANY = 128
@@ -69,17 +71,17 @@ async def open_accounts(committer: Committer, count: int) -> list[UUID]:
 
 
 async def in_process(
-    committer: Committer, pairs: Callable[[random.Random], tuple[UUID, UUID]], seconds: float
+    committer: Committer, pairs: Sequence[tuple[UUID, UUID]], seconds: float
 ) -> float:
-    """Transfers a second into the committer."""
-    rng = random.Random(1)
+    """Transfers a second into the committer, between pairs of accounts in turn."""
+    turns = itertools.cycle(pairs)
     amount = Decimal("1.25")
     rate = 0.0
 
     async def caller(until_s: float) -> int:
         count = 0
         while time.perf_counter() < until_s:
-            source, target = pairs(rng)
+            source, target = next(turns)
             new = NewTransfer(
                 id=new_id(), source_id=source, target_id=target, asset=ASSET, amount=amount
             )
@@ -109,14 +111,9 @@ async def compare_in_process(
         ids = await open_accounts(committer, ACCOUNTS)
         settle_collector()
 
-        def uniform(rng: random.Random) -> tuple[UUID, UUID]:
-            source, target = rng.sample(ids, 2)
-            return source, target
-
-        def hot(rng: random.Random) -> tuple[UUID, UUID]:
-            other = ids[1 + rng.randrange(ACCOUNTS - 1)]
-            return (ids[0], other) if rng.random() < 0.5 else (other, ids[0])
-
+        rng = random.Random(1)
+        uniform = [(*rng.sample(ids, 2),) for _ in range(PAIRS)]
+        hot = [(*rng.sample((ids[0], rng.choice(ids[1:])), 2),) for _ in range(PAIRS)]
         runs: dict[str, Callable[[], Awaitable[float]]] = {
             "SQL function": lambda: sqlfunction.run(dsn, plain, options.seconds, WARM_S),
             "committer": lambda: in_process(committer, uniform, options.seconds),

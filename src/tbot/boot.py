@@ -36,10 +36,10 @@ from tbot.db.pool import DATABASE_FAULTS, connect_committer, connect_listener, c
 from tbot.gateway import switches
 from tbot.gateway.gateway import Gateway, GatewayParts
 from tbot.gateway.lease import LeaseWatch
-from tbot.journal.commands import Projection
 from tbot.journal.committer import Committer
 from tbot.journal.cursors import Journal
 from tbot.journal.once import Cleaner
+from tbot.journal.projections import Projections
 from tbot.ledger import duty
 from tbot.ledger.assets import save_assets
 from tbot.ledger.entries import Limits
@@ -115,16 +115,16 @@ class Parts:
         return {name: why for name, why in answers.items() if why is not None}
 
 
-def projections() -> list[Projection]:
+def projections() -> Projections:
     """Everything that keeps tables in step with the journal, in the order it applies."""
-    return [
+    return Projections(
         LedgerProjection(),
         MarksProjection(),
         TransfersProjection(),
         PaymentsProjection(),
         OrdersProjection(),
         MembersProjection(),
-    ]
+    )
 
 
 def starting_limits(risk: RiskSettings) -> Limits:

@@ -17,6 +17,7 @@ from tbot.core.settings import CommitterSettings
 from tbot.db.pool import DATABASE_FAULTS, connect_committer
 from tbot.journal.batch import Batch, StateCache
 from tbot.journal.commands import SYSTEM
+from tbot.journal.projections import Projections
 from tbot.journal.queue import Pending
 from tbot.ledger.entries import OpenAccount
 from tbot.ledger.store import LedgerProjection
@@ -30,7 +31,7 @@ async def test_a_new_account_is_waited_for_though_it_has_no_row_to_lock(
 ) -> None:
     old = await connect_committer(dsn, CommitterSettings(idle_timeout_s=30))
     new = await connect_committer(dsn, CommitterSettings())
-    projections = [LedgerProjection()]
+    projections = Projections(LedgerProjection())
     command = OpenAccount(new_id(), SYSTEM, new_id(), UUID(int=7), "a", "paper", LIMITS, {})
     batch = Batch([Pending(command)])
     await old.execute("BEGIN")

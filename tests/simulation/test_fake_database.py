@@ -14,7 +14,7 @@ import pytest
 from tbot.core import clock
 from tbot.journal import batch
 from tbot.journal.batch import compose
-from tbot.journal.commands import Write
+from tbot.journal.projections import Write
 
 from .database import Server
 from .expressions import UnknownStatement

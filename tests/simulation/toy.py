@@ -28,9 +28,9 @@ from tbot.journal.commands import (
     Posting,
     Priority,
     States,
-    Write,
 )
 from tbot.journal.once import Kept
+from tbot.journal.projections import Projection, Write
 
 from .database import Failed
 from .tables import Row, Table, new_table
@@ -161,7 +161,7 @@ def render(outcome: Result | Refused) -> Kept | None:
     return Kept(201, {}, msgspec.json.encode(outcome))
 
 
-class ToyProjection:
+class ToyProjection(Projection):
     """Keeps `toy_accounts` and `toy_keys` in step with the journal."""
 
     async def load(self, connection: Any, states: Sequence[AccountState]) -> None:
@@ -194,9 +194,9 @@ class ToyProjection:
                 result = msgspec.json.decode(row["result"], type=Result)
                 states[row["account_id"]].part(Toy).recalled[row["key"]] = result
 
-    def reads(self, command: Command[Any], states: States) -> bool:
-        """Never: a key that was used before breaks the table's."""
-        return False
+    def concerns(self, commands: type[Any]) -> bool:
+        """All of them: a key that was used before breaks the table's, so that none `reads`."""
+        return True
 
     def recalls(self, command: Command[Any]) -> bool:
         """Whether it has a key: that may be one of those that are not in memory."""

@@ -24,8 +24,9 @@ from tbot.core.bus import Bus
 from tbot.core.errors import JournalUnavailable
 from tbot.core.settings import CommitterSettings
 from tbot.journal import committer as committing
-from tbot.journal.commands import Accepted, Priority, Projection
+from tbot.journal.commands import Accepted, Priority
 from tbot.journal.committer import Committer
+from tbot.journal.projections import Projections
 from tbot.ledger.store import LedgerProjection
 
 from . import oracle, toy
@@ -154,9 +155,8 @@ class World:
             wrap = self.program.connection
             return connection if wrap is None else wrap(connection)
 
-        projections: list[Projection] = [toy.ToyProjection()]
-        if self.ledger:
-            projections.append(LedgerProjection())
+        kept = [toy.ToyProjection(), *([LedgerProjection()] if self.ledger else [])]
+        projections = Projections(*kept)
         committer = self.program.committer(connect, projections, self.settings, Bus())
         process = Process(name, committer)
         committer.listen(process.heard.extend)

@@ -6,6 +6,7 @@ Entry points: `new_id`, `read_id`, `random_hex`, `venue_client_id`, `order_id_of
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Callable
 from typing import Final
@@ -20,16 +21,16 @@ FIRST_ID: Final = UUID(int=0)
 LAST_ID: Final = UUID(int=2**128 - 1)
 """Before and after every id there is: where a list begins that no cursor continues."""
 
-_last_ms = 0
-_counter = 0
+_last = 0
+"""The upper half of the newest id: milliseconds, version, count."""
 
 _POOL_BYTES: Final = 4096
+_HALVES: Final = struct.Struct("8s" * (_POOL_BYTES // 8))
 _RANDOM_BITS: Final = int.from_bytes((b"\x3f" + b"\xff" * 7) * (_POOL_BYTES // 8), "big")
 _VARIANT_BITS: Final = int.from_bytes((b"\x80" + bytes(7)) * (_POOL_BYTES // 8), "big")
 _pool = b""
 _pool_at = 0
-_varied = b""
-_varied_at = _POOL_BYTES
+_lower: list[bytes] = []
 
 
 def _plain(value: bytes | str) -> UUID:
@@ -68,15 +69,15 @@ def _random(size_bytes: int) -> bytes:
 
 
 def _vary() -> None:
-    """Fetch the low halves of many ids: 62 random bits each, after the variant's two."""
-    global _varied, _varied_at
+    """Fetch the lower halves of many ids: 62 random bits each, after the variant's two."""
     number = int.from_bytes(os.urandom(_POOL_BYTES), "big") & _RANDOM_BITS | _VARIANT_BITS
-    _varied, _varied_at = number.to_bytes(_POOL_BYTES, "big"), 0
+    _lower.extend(_HALVES.unpack(number.to_bytes(_POOL_BYTES, "big")))
 
 
 def _after_fork() -> None:
-    global _pool, _varied_at  # a child must not hand out its parent's bytes
-    _pool, _varied_at = b"", _POOL_BYTES
+    global _pool  # noqa: PLW0603 - a child must not hand out its parent's bytes
+    _pool = b""
+    _lower.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -92,20 +93,17 @@ def new_id() -> UUID:
 
     Twelve bits of `rand_a` count within a millisecond, so two ids of one process never tie.
     """
-    # One counter per process is the point.
-    global _last_ms, _counter, _varied_at  # noqa: PLW0603
-    now_ms = time.time_ns() // 1_000_000
-    if now_ms > _last_ms:
-        _last_ms, _counter = now_ms, 0
+    global _last  # noqa: PLW0603 - one counter per process is the point
+    now = time.time_ns() // 1_000_000 << 16 | 0x7000
+    if now > _last:
+        _last = now
+    elif _last & 0xFFF < 0xFFF:
+        _last += 1
     else:
-        _counter += 1
-        if _counter > 0xFFF:
-            _last_ms, _counter = _last_ms + 1, 0
-    if _varied_at == _POOL_BYTES:
+        _last += 0xF001  # the next millisecond's first
+    if not _lower:
         _vary()
-    _varied_at += 8
-    low = _varied[_varied_at - 8 : _varied_at]
-    return _make((_last_ms << 16 | 0x7000 | _counter).to_bytes(8, "big") + low)
+    return _make(_last.to_bytes(8, "big") + _lower.pop())
 
 
 def venue_client_id(order_id: UUID) -> str:

@@ -140,7 +140,7 @@ def _send_at_once(connection: asyncpg.Connection[Any]) -> None:
 
 
 def _socket(connection: asyncpg.Connection[Any]) -> Any:
-    """asyncpg offers no public way to it; None where there is no other either."""
+    """Asyncpg offers no public way to it; None where there is no other either."""
     transport = getattr(connection, "_transport", None)
     return transport.get_extra_info("socket") if transport is not None else None
 

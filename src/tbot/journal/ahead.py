@@ -19,14 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from tbot.core import clock
 from tbot.journal.batch import Batch, CommandFailed, StateCache, compose
-from tbot.journal.commands import Accepted, AccountState, Context, Projection, Switch
+from tbot.journal.commands import Accepted, AccountState, Context, Switch
 from tbot.journal.once import Kept
+from tbot.journal.projections import Projections
 from tbot.journal.queue import Pending
+
+_DONE: Final = frozenset({Accepted, Kept})
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class AheadBatch(Batch):
     context: Context | None = None
     prepared: tuple[str, list[Any]] | None = None
 
-    def join(self, pending: Pending, projections: Sequence[Projection], cache: StateCache) -> bool:
+    def join(self, pending: Pending, projections: Projections, cache: StateCache) -> bool:
         """Decide one more command, if everything that it needs is in memory.
 
         Returns:
@@ -65,7 +68,7 @@ class AheadBatch(Batch):
                     return self._leave(newly)
                 self.states[account_id] = state
                 newly.append(state)
-        for projection in projections:
+        for projection in projections.concerned(type(command)):
             if projection.reads(command, self.states):
                 return self._leave(newly)
         if self.context is None:
@@ -90,19 +93,20 @@ class AheadBatch(Batch):
             del self.states[state.account_id]
         return False
 
-    def _doubtful(self, pending: Pending, kept: int, projections: Sequence[Projection]) -> bool:
+    def _doubtful(self, pending: Pending, kept: int, projections: Projections) -> bool:
         """Whether it was refused, and only a look can tell that it was not carried out before.
 
         Args:
             kept: How many answers were to be written before it was decided.
         """
-        if isinstance(self.outcomes[-1][1], Accepted | Kept):
+        if type(self.outcomes[-1][1]) in _DONE:
             return False
         if pending.once is not None and self.answers.count == kept:
             return True
-        return any(projection.recalls(pending.command) for projection in projections)
+        command = pending.command
+        return any(one.recalls(command) for one in projections.concerned(type(command)))
 
-    def statement(self, projections: Sequence[Projection], lane: int) -> tuple[str, list[Any]]:
+    def statement(self, projections: Projections, lane: int) -> tuple[str, list[Any]]:
         """What confirms all that was assumed and writes everything, and commits by itself.
 
         Made once, as soon as nothing more joins, and before anything else is decided on these
@@ -115,7 +119,7 @@ class AheadBatch(Batch):
             self.prepared = self._statement(projections, lane)
         return self.prepared
 
-    def _statement(self, projections: Sequence[Projection], lane: int) -> tuple[str, list[Any]]:
+    def _statement(self, projections: Projections, lane: int) -> tuple[str, list[Any]]:
         ids = sorted(self.heads)
         switches = self.switches.values()
         sql, parameters = compose(self.writes(projections, lane), certified=True)

@@ -30,12 +30,11 @@ from tbot.journal.commands import (
     Context,
     Draft,
     Drafts,
-    Projection,
     Switch,
-    Write,
     unbalanced,
 )
 from tbot.journal.once import KeptAnswers
+from tbot.journal.projections import Projections, Write
 from tbot.journal.queue import Outcome, Pending
 
 type Connection = asyncpg.Connection[Any]
@@ -181,7 +180,7 @@ class Batch:
         self,
         connection: Connection,
         heads: Sequence[asyncpg.Record],
-        projections: Sequence[Projection],
+        projections: Projections,
         cache: StateCache,
     ) -> None:
         """Get every locked account's state, from memory where its head says that it is current."""
@@ -202,9 +201,7 @@ class Batch:
         if onces:
             await self.answers.fetch(connection, onces)
 
-    def decide(
-        self, context: Context, projections: Sequence[Projection], time_s_max: float
-    ) -> None:
+    def decide(self, context: Context, projections: Projections, time_s_max: float) -> None:
         """Decide and apply each command in turn.
 
         Raises:
@@ -221,9 +218,7 @@ class Batch:
             except Exception as error:
                 raise CommandFailed(pending, error) from error
 
-    def _decide_one(
-        self, pending: Pending, context: Context, projections: Sequence[Projection]
-    ) -> None:
+    def _decide_one(self, pending: Pending, context: Context, projections: Projections) -> None:
         command = pending.command
         for account_id in command.accounts:
             state = self.states.get(account_id)
@@ -256,15 +251,15 @@ class Batch:
         command: Command[Any],
         decision: Drafts,
         context: Context,
-        projections: Sequence[Projection],
+        projections: Projections,
     ) -> Accepted[Any]:
         missing = unbalanced(decision.entries)
         if missing:
             raise IntegrityError(f"postings of {command!r} do not sum to zero: {missing}")
-        by = command.actor.to_json()
+        by, name = command.actor.to_json(), str(command.id)
         entries = tuple(
             [
-                self._append(draft, command.id, by, context, projections)
+                self._append(draft, command.id, name, by, context, projections)
                 for draft in decision.entries
             ]
         )
@@ -276,9 +271,10 @@ class Batch:
         self,
         draft: Draft,
         command_id: UUID,
+        command: str,
         by: dict[str, str],
         context: Context,
-        projections: Sequence[Projection],
+        projections: Projections,
     ) -> Entry:
         state = self.states[draft.account_id]
         at = context.now
@@ -292,7 +288,7 @@ class Batch:
             seq=state.seq + 1,
             at=text,
             kind=draft.kind,
-            command=str(command_id),
+            command=command,
             by=by,
             postings=[(p.holder, p.asset, money.text(p.amount)) for p in draft.postings],
             data=draft.data,
@@ -300,8 +296,8 @@ class Batch:
         body, head = chain.seal(state.hash, entry)
         state.seq, state.hash, state.at = entry.seq, head, at
         state.made = draft.made
-        for projection in projections:
-            projection.apply(state, entry)
+        for apply in projections.appliers(draft.kind):
+            apply(state, entry)
         state.made = None
         # As written in the entry: without the trailing zeros of a product, which the domain counts.
         for holder, asset, amount in entry.postings:
@@ -311,7 +307,7 @@ class Batch:
         self.entries.append(
             Committed(state.account_id, entry.seq, head, body, entry, command_id, at)
         )
-        self.wakes["head:" + state.text] = None
+        self.wakes[state.topic] = None
         return entry
 
     @property
@@ -323,9 +319,7 @@ class Batch:
         """The states that have new entries."""
         return [self.states[a] for a in dict.fromkeys(e.account_id for e in self.entries)]
 
-    async def write(
-        self, connection: Connection, projections: Sequence[Projection], lane: int
-    ) -> None:
+    async def write(self, connection: Connection, projections: Projections, lane: int) -> None:
         """Write journal, heads, counters and every projection's tables in one statement."""
         sql, parameters = compose(self.writes(projections, lane))
         await connection.fetch(sql, *parameters, self.topics())
@@ -335,14 +329,14 @@ class Batch:
         topics = ",".join(self.wakes)
         return topics if len(topics) <= _NOTIFY_BYTES_MAX else "*"
 
-    def writes(self, projections: Sequence[Projection], lane: int) -> list[Write]:
+    def writes(self, projections: Projections, lane: int) -> list[Write]:
         """Everything that the batch writes; asked once, the projections forget what they gave."""
         writes = self._entry_writes(projections, lane) if self.entries else []
         if self.answers.added:
             writes.append(self.answers.write(clock.utc_now()))
         return writes
 
-    def _entry_writes(self, projections: Sequence[Projection], lane: int) -> list[Write]:
+    def _entry_writes(self, projections: Projections, lane: int) -> list[Write]:
         changed = self.changed()
         entries = self.entries
         writes = [

@@ -15,7 +15,6 @@ from enum import IntEnum
 from typing import Any, Protocol, cast
 from uuid import UUID
 
-import asyncpg
 import msgspec
 
 from tbot.core import clock, money
@@ -146,15 +145,17 @@ class AccountState:
 
     Attributes:
         text: The account's id as entries write it.
+        topic: What is woken when its stream has a new head.
         made: While an entry of this process is applied: its draft's `made`, which is what reading
             the entry's data would give. None in a replay.
     """
 
-    __slots__ = ("account_id", "at", "hash", "made", "parts", "seq", "text")
+    __slots__ = ("account_id", "at", "hash", "made", "parts", "seq", "text", "topic")
 
     def __init__(self, account_id: UUID, seq: int, head: bytes, at: datetime) -> None:
         self.account_id = account_id
         self.text = str(account_id)
+        self.topic = "head:" + self.text
         self.made: Any = None
         self.seq = seq
         self.hash = head
@@ -228,51 +229,6 @@ class Accepted[R](msgspec.Struct, frozen=True):
 
     result: R
     entries: tuple[Entry, ...] = ()
-
-
-class Write(msgspec.Struct):
-    """One statement of a batch's bulk write.
-
-    Attributes:
-        sql: With `{0}`, `{1}` … where the columns' parameters go.
-        columns: One list per parameter, all of one length; passed as arrays.
-    """
-
-    sql: str
-    columns: Sequence[list[Any]] = ()
-
-
-class Projection(Protocol):
-    """A family of tables that is kept in step with the journal."""
-
-    async def load(
-        self, connection: asyncpg.Connection[Any], states: Sequence[AccountState]
-    ) -> None:
-        """Read the parts of accounts that are not in memory, after their streams were locked."""
-
-    async def fetch(
-        self, connection: asyncpg.Connection[Any], commands: Sequence[Command[Any]], states: States
-    ) -> None:
-        """Read what these commands name beyond the parts; called for every batch."""
-
-    def reads(self, command: Command[Any], states: States) -> bool:
-        """Whether a decision on this command may need what `fetch` would read.
-
-        Not so for keys whose repetition breaks a unique index: that is noticed in time.
-        """
-
-    def recalls(self, command: Command[Any]) -> bool:
-        """Whether `fetch` might find that this command was carried out before.
-
-        By a key of its own, that is, and although memory does not know it. Then a refusal that was
-        decided without `fetch` says nothing: what is not written breaks no unique index.
-        """
-
-    def apply(self, state: AccountState, entry: Entry) -> None:
-        """Carry out an entry's effects on the part; pure, and the only way a part changes."""
-
-    def writes(self, states: Sequence[AccountState]) -> list[Write]:
-        """Statements that bring the tables up to the parts; forgets what was changed."""
 
 
 def unbalanced(drafts: Sequence[Draft]) -> dict[str, Decimal]:

@@ -38,9 +38,10 @@ from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.ahead import AheadBatch
 from tbot.journal.batch import Batch, CommandFailed, Committed, Connection, StateCache
-from tbot.journal.commands import Accepted, Command, Priority, Projection, Switch
+from tbot.journal.commands import Accepted, Command, Priority, Switch
 from tbot.journal.faults import RolledBack, is_conflict, is_outage, is_refusal
 from tbot.journal.once import Kept, Once
+from tbot.journal.projections import Projections
 from tbot.journal.queue import Answers, CommandQueue, Outcome, Pending, PendingOfMany
 
 _log = structlog.get_logger(__name__)
@@ -84,7 +85,7 @@ class Committer:
     def __init__(
         self,
         connect: Callable[[], Awaitable[Connection]],
-        projections: Sequence[Projection],
+        projections: Projections,
         settings: CommitterSettings,
         bus: Bus,
     ) -> None:
@@ -174,7 +175,10 @@ class Committer:
         """
         pending = Pending(command, once)
         if not self._enter(pending):
-            await self._queue.put(pending, self._decided())
+            if command.priority is Priority.REPORT:
+                await self._queue.put(pending)
+            else:
+                self._queue.put_one(pending, self._decided())
         # A caller that goes away cancels this future of its own and nothing else.
         return await pending.future
 
@@ -248,11 +252,7 @@ class Committer:
         if self._careful or self._switches is None or self._connection is None:
             return
         self._next = AheadBatch([], switches=self._switches)
-        while len(self._queue):
-            (pending,) = self._queue.take(1)
-            if not self._join(pending):
-                self._queue.put_back([pending])
-                return
+        self._queue.offer(self._join)
 
     def _give_up_next(self) -> None:
         """Undo what was decided ahead: its commands wait again, in front of the others."""
@@ -522,15 +522,16 @@ class Committer:
                 self._cache.put(state)
         if batch.left:
             self._queue.put_back(batch.left)
-        counts: dict[type, int] = {}
+        counts: dict[type, int] = {Accepted: 0, Refused: 0, Kept: 0}
         for pending, outcome in batch.outcomes:
             if isinstance(outcome, TBotError):
                 pending.fail(outcome)
-                continue
-            counts[type(outcome)] = counts.get(type(outcome), 0) + 1
-            pending.answer(outcome)
+            else:
+                counts[type(outcome)] += 1
+                pending.answer(outcome)
         for kind, count in counts.items():
-            _OUTCOMES.labels(kind.__name__.lower()).inc(count)
+            if count:
+                _OUTCOMES.labels(kind.__name__.lower()).inc(count)
         if batch.entries:
             for listener in self._listeners:
                 listener(batch.entries)

@@ -30,7 +30,8 @@ from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import IdempotencySettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
-from tbot.journal.commands import Accepted, Write
+from tbot.journal.commands import Accepted
+from tbot.journal.projections import Write
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 

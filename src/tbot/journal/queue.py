@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tbot.core import clock
@@ -182,6 +182,21 @@ class CommandQueue:
             self._filled.clear()
         self._room.set()
         return taken
+
+    def offer(self, accept: Callable[[Pending], bool]) -> None:
+        """Hand over what waits, most urgent first, up to the first that is not accepted.
+
+        Args:
+            accept: Whether it takes one; it may put others back.
+        """
+        for lane in self._lanes.values():
+            while lane:
+                pending = lane.popleft()
+                self._length -= 1
+                if not accept(pending):
+                    self.put_back([pending])
+                    return
+                self._room.set()
 
     def expired(self, age_s_max: float) -> Iterator[Pending]:
         """Remove and yield what has waited longer than it may; reports never expire."""

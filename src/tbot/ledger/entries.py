@@ -183,9 +183,10 @@ class Ledger:
     def spendable(self, asset: str) -> Decimal:
         """What a transfer or a withdrawal may take: what is available and the overdraft."""
         balance = self.balances.get(asset, NOTHING).available
-        if self.account is not None and self.account.limits.overdraft:
-            return balance + self.account.limits.overdraft.get(asset, money.ZERO)
-        return balance
+        if self.account is None:
+            return balance
+        overdraft = self.account.limits.overdraft
+        return balance + overdraft.get(asset, money.ZERO) if overdraft else balance
 
     def overdrawn(self, moved: Mapping[str, Decimal] | None = None) -> list[str]:
         """Assets whose available balance is below zero by more than the overdraft.
@@ -196,7 +197,8 @@ class Ledger:
         found = []
         for asset, balance in self.balances.items():
             more = moved.get(asset, money.ZERO) if moved else money.ZERO
-            if balance.available + more < money.ZERO and self.spendable(asset) + more < money.ZERO:
+            left = balance.available + more if more else balance.available
+            if left < money.ZERO and self.spendable(asset) + more < money.ZERO:
                 found.append(asset)
         return sorted(found) if found else found
 

@@ -21,7 +21,8 @@ import msgspec
 from tbot.core import clock, money
 from tbot.core.errors import IntegrityError
 from tbot.journal.chain import Entry
-from tbot.journal.commands import AccountState, Command, States, Write
+from tbot.journal.commands import AccountState
+from tbot.journal.projections import Projection, Write
 from tbot.ledger.entries import AVAILABLE, HELD, Balance, Ledger
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
@@ -50,26 +51,8 @@ class Marks:
         """Sequence, time and balances as JSON."""
 
 
-class MarksProjection:
+class MarksProjection(Projection):
     """Keeps `marks`; registered after the ledger, whose balances it copies."""
-
-    async def load(
-        self, connection: asyncpg.Connection[Any], states: Sequence[AccountState]
-    ) -> None:
-        """Nothing: marks are never looked at by a decision."""
-
-    async def fetch(
-        self, connection: asyncpg.Connection[Any], commands: Sequence[Command[Any]], states: States
-    ) -> None:
-        """Nothing, as above."""
-
-    def reads(self, command: Command[Any], states: States) -> bool:
-        """Never, as above."""
-        return False
-
-    def recalls(self, command: Command[Any]) -> bool:
-        """Never: no key but those of idempotency."""
-        return False
 
     def apply(self, state: AccountState, entry: Entry) -> None:
         """Copy the balances when the stream reaches a multiple, which may be amid a batch."""

@@ -12,7 +12,8 @@ import asyncpg
 
 from tbot.core import clock
 from tbot.core.ids import FIRST_ID
-from tbot.journal.commands import AccountState, Command, States, Write
+from tbot.journal.commands import AccountState
+from tbot.journal.projections import Projection, Write
 from tbot.ledger import members
 from tbot.ledger.members import Access, MemberRole, Members
 
@@ -35,26 +36,10 @@ class Member:
     since: datetime
 
 
-class MembersProjection:
+class MembersProjection(Projection):
     """Keeps `account_members` in step with the journal."""
 
-    async def load(
-        self, connection: asyncpg.Connection[Any], states: Sequence[AccountState]
-    ) -> None:
-        """Nothing: an entry says what a member is, whatever they were."""
-
-    async def fetch(
-        self, connection: asyncpg.Connection[Any], commands: Sequence[Command[Any]], states: States
-    ) -> None:
-        """Nothing, as above."""
-
-    def reads(self, command: Command[Any], states: States) -> bool:
-        """Never, as above."""
-        return False
-
-    def recalls(self, command: Command[Any]) -> bool:
-        """Never: no key but those of idempotency."""
-        return False
+    entries = "account."
 
     apply = staticmethod(members.apply)
 

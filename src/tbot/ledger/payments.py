@@ -322,8 +322,6 @@ def first_day(today: date) -> date:
 
 def apply(state: AccountState, entry: Entry) -> None:
     """Carry out a `payment.*` entry's effects on the account's payments."""
-    if not entry.kind.startswith("payment."):
-        return
     payments = state.part(Payments)
     data = entry.data
     if "new" in data:

@@ -17,7 +17,8 @@ import msgspec
 from tbot.core import clock
 from tbot.core.errors import NotFound
 from tbot.core.ids import LAST_ID
-from tbot.journal.commands import AccountState, Command, States, Write
+from tbot.journal.commands import AccountState, Command, States
+from tbot.journal.projections import Projection, Write
 from tbot.ledger import payments
 from tbot.ledger.payments import COUNTED, OPEN, Kind, Payment, Payments, State, first_day
 
@@ -69,8 +70,10 @@ WHERE account_id = ANY($1::uuid[]) AND created_at >= $2 AND state IN {_COUNTED_S
 GROUP BY 1, 2, 3, 4"""
 
 
-class PaymentsProjection:
+class PaymentsProjection(Projection):
     """Keeps `payments` in step with the journal."""
+
+    entries = "payment."
 
     async def load(
         self, connection: asyncpg.Connection[Any], states: Sequence[AccountState]
@@ -110,6 +113,10 @@ class PaymentsProjection:
             if owner is not None:
                 owner.part(Payments).put(_payment(row))
 
+    def concerns(self, commands: type[Any]) -> bool:
+        """Those that name payments."""
+        return hasattr(commands, "payment_ids")
+
     def reads(self, command: Command[Any], states: States) -> bool:
         """Whether it names a payment that is not open."""
         named: Sequence[UUID] = getattr(command, "payment_ids", ())
@@ -117,10 +124,6 @@ class PaymentsProjection:
             return False
         part = states[command.accounts[0]].part(Payments)
         return any(one not in part.open for one in named)
-
-    def recalls(self, command: Command[Any]) -> bool:
-        """Never: no key but those of idempotency."""
-        return False
 
     apply = staticmethod(payments.apply)
 

@@ -17,7 +17,8 @@ import msgspec
 from tbot.core import clock
 from tbot.core.errors import NotFound
 from tbot.core.ids import FIRST_ID
-from tbot.journal.commands import AccountState, Command, States, Write
+from tbot.journal.commands import AccountState
+from tbot.journal.projections import Projection, Write
 from tbot.ledger import entries
 from tbot.ledger.entries import Account, Balance, Ledger, Limits
 
@@ -38,7 +39,7 @@ ON CONFLICT (account_id, asset) DO UPDATE
 SET available = excluded.available, held = excluded.held"""
 
 
-class LedgerProjection:
+class LedgerProjection(Projection):
     """Keeps `accounts` and `balances` in step with the journal."""
 
     async def load(
@@ -57,19 +58,6 @@ class LedgerProjection:
             ids,
         ):
             by_id[row["account_id"]].balances[row["asset"]] = Balance(row["available"], row["held"])
-
-    async def fetch(
-        self, connection: asyncpg.Connection[Any], commands: Sequence[Command[Any]], states: States
-    ) -> None:
-        """Nothing: commands name no more than the accounts themselves."""
-
-    def reads(self, command: Command[Any], states: States) -> bool:
-        """Never, as above."""
-        return False
-
-    def recalls(self, command: Command[Any]) -> bool:
-        """Never: no key but those of idempotency."""
-        return False
 
     apply = staticmethod(entries.apply)
 

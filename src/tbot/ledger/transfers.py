@@ -142,10 +142,7 @@ class Transfers:
 
 def apply(state: AccountState, entry: Entry) -> None:
     """Carry out a `transfer.*` entry's effects on the transfers out of the account."""
-    kind = entry.kind
-    if not kind.startswith("transfer."):
-        return
-    data = entry.data
+    kind, data = entry.kind, entry.data
     if kind == "transfer.created":
         made: Transfer | None = state.made
         if made is None:
@@ -228,13 +225,13 @@ class CreateTransfers(msgspec.Struct, frozen=True):
         held: dict[UUID, int] = {}
         linked = len(self.transfers) > 1
         for index, new in enumerate(self.transfers):
-            source = states[new.source_id]
+            source, target = states[new.source_id], states[new.target_id]
             refusal = hindrance(
                 source.part(Ledger),
-                states[new.target_id].part(Ledger),
+                target.part(Ledger),
                 new.asset,
                 new.amount,
-                moved.get(new.source_id),
+                moved.get(new.source_id) if moved else None,
             )
             if refusal is None and new.pending:
                 count = len(source.part(Transfers).open) + held.get(new.source_id, 0)
@@ -246,7 +243,7 @@ class CreateTransfers(msgspec.Struct, frozen=True):
                     facts = {**(refusal.facts or {}), "transfer": index}
                     return Refused(refusal.reason, f"transfer {index}: {refusal.detail}", facts)
                 return refusal
-            self._make(new, context, drafts)
+            self._make(new, source, target, context, drafts)
             if linked:
                 out = moved.setdefault(new.source_id, {})
                 out[new.asset] = out.get(new.asset, money.ZERO) - new.amount
@@ -255,11 +252,18 @@ class CreateTransfers(msgspec.Struct, frozen=True):
                     into[new.asset] = into.get(new.asset, money.ZERO) + new.amount
         return Drafts(tuple(drafts))
 
-    def _make(self, new: NewTransfer, context: Context, drafts: list[Draft]) -> None:
+    def _make(
+        self,
+        new: NewTransfer,
+        source: AccountState,
+        target: AccountState,
+        context: Context,
+        drafts: list[Draft],
+    ) -> None:
         amount, transfer_id, at = money.text(new.amount), str(new.id), context.stamp()
         data: dict[str, Any] = {
             "id": transfer_id,
-            "target_id": str(new.target_id),
+            "target_id": target.text,
             "asset": new.asset,
             "amount": amount,
         }
@@ -294,7 +298,7 @@ class CreateTransfers(msgspec.Struct, frozen=True):
         )
         drafts.append(Draft(new.source_id, "transfer.created", {"transfer": data}, postings, made))
         if not new.pending:
-            received = {"transfer": transfer_id, "source_id": str(new.source_id)}
+            received = {"transfer": transfer_id, "source_id": source.text}
             postings = (Posting(AVAILABLE, new.asset, new.amount),)
             drafts.append(Draft(new.target_id, "transfer.received", received, postings))
 

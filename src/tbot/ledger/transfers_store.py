@@ -17,7 +17,8 @@ import msgspec
 from tbot.core import clock
 from tbot.core.errors import NotFound
 from tbot.core.ids import FIRST_ID, LAST_ID
-from tbot.journal.commands import AccountState, Command, States, Write
+from tbot.journal.commands import AccountState, Command, States
+from tbot.journal.projections import Projection, Write
 from tbot.ledger import transfers
 from tbot.ledger.transfers import Transfer, Transfers, TransferState
 from tbot.ledger.transfers_commands import TransferCommand
@@ -51,8 +52,10 @@ _encode = msgspec.json.Encoder().encode
 _decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
 
 
-class TransfersProjection:
+class TransfersProjection(Projection):
     """Keeps `transfers` in step with the journal."""
+
+    entries = "transfer."
 
     async def load(
         self, connection: asyncpg.Connection[Any], states: Sequence[AccountState]
@@ -89,6 +92,10 @@ class TransfersProjection:
             if row["source_id"] in states and row["state"] != "pending":
                 states[row["source_id"]].part(Transfers).put(_transfer(row))
 
+    def concerns(self, commands: type[Any]) -> bool:
+        """Those about one transfer that is there."""
+        return issubclass(commands, TransferCommand)
+
     def reads(self, command: Command[Any], states: States) -> bool:
         """Whether it names a transfer that is not pending."""
         return (
@@ -96,10 +103,6 @@ class TransfersProjection:
             and command.source_id in states
             and command.transfer_id not in states[command.source_id].part(Transfers).open
         )
-
-    def recalls(self, command: Command[Any]) -> bool:
-        """Never: no key but those of idempotency."""
-        return False
 
     apply = staticmethod(transfers.apply)
 

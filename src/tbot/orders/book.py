@@ -104,8 +104,6 @@ class Orders:
 
 def apply(state: AccountState, entry: Entry) -> None:
     """Carry out an `order.*` entry's effects on the account's orders and positions."""
-    if not entry.kind.startswith("order."):
-        return
     orders = state.part(Orders)
     data = entry.data
     if "accepted" in data:

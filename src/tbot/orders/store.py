@@ -19,7 +19,8 @@ from tbot.core import clock, money
 from tbot.core.errors import NotFound
 from tbot.core.ids import LAST_ID, read_id
 from tbot.journal.chain import Entry
-from tbot.journal.commands import AccountState, Command, States, Write
+from tbot.journal.commands import AccountState, Command, States
+from tbot.journal.projections import Projection, Write
 from tbot.orders import book
 from tbot.orders.book import Orders
 from tbot.orders.commands import PlaceOrder
@@ -138,8 +139,10 @@ ON CONFLICT (account_id, symbol) DO UPDATE SET quantity = excluded.quantity,
  cost = excluded.cost, realized_pnl = excluded.realized_pnl"""
 
 
-class OrdersProjection:
+class OrdersProjection(Projection):
     """Keeps `orders`, `fills` and `positions` in step with the journal."""
+
+    entries = "order."
 
     async def load(
         self, connection: asyncpg.Connection[Any], states: Sequence[AccountState]
@@ -196,6 +199,10 @@ class OrdersProjection:
             if order.final and order.account_id in states:
                 states[order.account_id].part(Orders).put(order)
 
+    def concerns(self, commands: type[Any]) -> bool:
+        """Those that name an order."""
+        return hasattr(commands, "order_id") or hasattr(commands, "parent_id")
+
     def reads(self, command: Command[Any], states: States) -> bool:
         """Whether it names an order that is final, or that is not there."""
         if isinstance(command, PlaceOrder):
@@ -225,7 +232,7 @@ class OrdersProjection:
         positions: list[tuple[UUID, Position]] = []
         for state in states:
             orders = state.parts.get(Orders)
-            if orders is None:
+            if orders is None or not (orders.created or orders.changed or orders.recalled):
                 continue
             for order_id, first in orders.created.items():
                 order = orders.find(order_id)

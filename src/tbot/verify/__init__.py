@@ -13,14 +13,14 @@ the anchors, but not the tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final
 
 import asyncpg
 
 from tbot.core import money
-from tbot.journal.commands import Projection
+from tbot.journal.projections import Projections
 from tbot.ledger import store as ledger_store
 from tbot.verify.replay import Sums, replay
 from tbot.verify.tables import OWNERS, compare_account
@@ -34,9 +34,7 @@ type Progress = Callable[[int, int], None]
 """Called with entries done and entries in all."""
 
 
-async def verify(
-    dsn: str, projections: Sequence[Projection], progress: Progress | None = None
-) -> Verdict:
+async def verify(dsn: str, projections: Projections, progress: Progress | None = None) -> Verdict:
     """Verify a database.
 
     Args:
@@ -59,7 +57,7 @@ async def verify(
 
 async def _verify(
     connection: asyncpg.Connection[Any],
-    projections: Sequence[Projection],
+    projections: Projections,
     progress: Progress | None,
 ) -> Verdict:
     verdict, sums = Verdict(), Sums()

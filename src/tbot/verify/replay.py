@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -16,7 +16,8 @@ from tbot.core.errors import IntegrityError
 from tbot.journal import chain
 from tbot.journal.batch import OWN_HOLDERS
 from tbot.journal.chain import Entry
-from tbot.journal.commands import AccountState, Projection
+from tbot.journal.commands import AccountState
+from tbot.journal.projections import Projections
 from tbot.verify.verdict import Verdict
 
 PAGE_ENTRIES: Final = 2000
@@ -59,7 +60,7 @@ class Sums:
 async def replay(
     connection: asyncpg.Connection[Any],
     stream: asyncpg.Record,
-    projections: Sequence[Projection],
+    projections: Projections,
     sums: Sums,
     verdict: Verdict,
     counted: Callable[[], None],
@@ -88,8 +89,7 @@ async def replay(
                 )
             at = entry.at
             state.seq, state.hash = entry.seq, row["hash"]
-            for projection in projections:
-                projection.apply(state, entry)
+            projections.apply(state, entry)
             sums.add(entry)
             verdict.entries += 1
             counted()

@@ -19,8 +19,9 @@ from tbot.core.refusals import Reason, Refused
 from tbot.journal import chain
 from tbot.journal.chain import Entry
 from tbot.journal.commands import SYSTEM, AccountState, Actor, Context, Drafts, unbalanced
-from tbot.ledger import entries, payments
-from tbot.ledger.entries import ChangeAccount, Ledger, Limits, OpenAccount
+from tbot.journal.projections import Projections
+from tbot.ledger import payments
+from tbot.ledger.entries import NOTHING, ChangeAccount, Ledger, Limits, OpenAccount
 from tbot.ledger.payments import FINAL, Kind, Payment, Payments, Rules, State, may_become
 from tbot.ledger.payments_commands import (
     CancelPayment,
@@ -35,10 +36,13 @@ from tbot.ledger.payments_reports import (
     NoteInstructions,
     SubmitWithdrawal,
 )
+from tbot.ledger.payments_store import PaymentsProjection
 from tbot.ledger.provider import Report, Said
+from tbot.ledger.store import LedgerProjection
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 OWNER, APPROVER = UUID(int=7), UUID(int=8)
+PROJECTIONS = Projections(LedgerProjection(), PaymentsProjection())
 RULES = Rules(
     deposit_max={"*": Decimal(1000)},
     deposit_day_max={},
@@ -92,8 +96,7 @@ class World:
             # What is applied went through JSON, as in a replay.
             body, _ = chain.seal(b"", entry)
             entry = chain.read(body)
-            entries.apply(self.state, entry)
-            payments.apply(self.state, entry)
+            PROJECTIONS.apply(self.state, entry)
             self.kinds.append(entry.kind)
             for holder, asset, text in entry.postings:
                 if holder not in ("available", "held"):
@@ -102,7 +105,7 @@ class World:
         return command.result(states)
 
     def balance(self, asset: str = "EUR") -> tuple[str, str]:
-        found = self.state.part(Ledger).balances.get(asset, entries.NOTHING)
+        found = self.state.part(Ledger).balances.get(asset, NOTHING)
         return money.text(found.available), money.text(found.held)
 
     def deposit(self, amount: str = "10", asset: str = "EUR", rules: Rules = RULES) -> Any:

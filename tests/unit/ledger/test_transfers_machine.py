@@ -21,6 +21,7 @@ from tbot.core.refusals import Reason, Refused
 from tbot.journal import chain
 from tbot.journal.batch import Batch
 from tbot.journal.commands import SYSTEM, AccountState, Context
+from tbot.journal.projections import Projections
 from tbot.ledger.entries import Balance, ChangeAccount, Ledger, LimitChanges, Limits, OpenAccount
 from tbot.ledger.store import LedgerProjection
 from tbot.ledger.transfers import NewTransfer, Transfer, Transfers, create_transfers
@@ -32,7 +33,7 @@ from tbot.ledger.transfers_commands import (
 )
 from tbot.ledger.transfers_store import TransfersProjection
 
-PROJECTIONS: list[Any] = [LedgerProjection(), TransfersProjection()]
+PROJECTIONS = Projections(LedgerProjection(), TransfersProjection())
 LIMITS = Limits(max_order_notional=Decimal(1), max_open_orders=1, price_collar=Decimal("0.05"))
 PLACES = [None, None, None, None, "paper", "paper", "other"]
 PENDING_MAX = 3
@@ -395,8 +396,7 @@ class Desk(RuleBasedStateMachine):
         for account_id, state in self.states.items():
             replayed = AccountState(account_id, 0, chain.genesis(account_id), self.now)
             for entry in chain.check(account_id, self.journals[account_id]):
-                for projection in PROJECTIONS:
-                    projection.apply(replayed, entry)
+                PROJECTIONS.apply(replayed, entry)
             assert replayed.part(Ledger).balances == state.part(Ledger).balances
             assert replayed.part(Ledger).account == state.part(Ledger).account
             part = replayed.part(Transfers)

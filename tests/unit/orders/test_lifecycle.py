@@ -24,7 +24,7 @@ from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
 from tbot.journal import chain
 from tbot.journal.batch import Batch
-from tbot.journal.commands import GATEWAY, SYSTEM, AccountState, Context, Projection
+from tbot.journal.commands import GATEWAY, SYSTEM, AccountState, Context
 from tbot.ledger.entries import Ledger, Limits, OpenAccount
 from tbot.market.book import Reference
 from tbot.orders.book import Orders
@@ -49,7 +49,7 @@ from tbot.venues.base import (
 )
 
 ACCOUNT = UUID(int=1)
-PROJECTIONS: list[Projection] = projections()
+PROJECTIONS = projections()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = Limits(
     max_order_notional=Decimal(100_000), max_open_orders=50, price_collar=Decimal("0.05")
@@ -306,8 +306,7 @@ class Account(RuleBasedStateMachine):
     def teardown(self) -> None:
         replayed = AccountState(ACCOUNT, 0, chain.genesis(ACCOUNT), NOW)
         for entry in chain.check(ACCOUNT, self.journal):
-            for projection in PROJECTIONS:
-                projection.apply(replayed, entry)
+            PROJECTIONS.apply(replayed, entry)
         mine, theirs = self.state.part(Orders), replayed.part(Orders)
         assert mine.open == theirs.open
         assert mine.recalled == theirs.recalled

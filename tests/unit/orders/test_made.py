@@ -14,7 +14,8 @@ from tbot.core import clock
 from tbot.core.ids import new_id
 from tbot.journal import chain
 from tbot.journal.batch import Batch
-from tbot.journal.commands import SYSTEM, AccountState, Context, Projection
+from tbot.journal.commands import SYSTEM, AccountState, Context
+from tbot.journal.projections import Projections
 from tbot.ledger.entries import Ledger, Limits, OpenAccount
 from tbot.ledger.store import LedgerProjection
 from tbot.market.book import Reference
@@ -60,7 +61,7 @@ def parts(state: AccountState) -> tuple[Any, ...]:
 @pytest.mark.parametrize("later_s", [0, 60])
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_what_was_decided_is_what_the_entry_says(request_: OrderRequest, later_s: int) -> None:
-    projections: list[Projection] = [LedgerProjection(), OrdersProjection()]
+    projections = Projections(LedgerProjection(), OrdersProjection())
     state = AccountState(ACCOUNT, 0, chain.genesis(ACCOUNT), NOW + timedelta(seconds=later_s))
     deposits = {"USDT": Decimal(1000), "BTC": Decimal(5)}
     commands: list[Any] = [
@@ -76,8 +77,7 @@ def test_what_was_decided_is_what_the_entry_says(request_: OrderRequest, later_s
         entry = chain.read(committed.body)
         assert clock.unstamp(entry.at) == committed.at
         assert entry.command == str(committed.command_id)
-        for projection in projections:
-            projection.apply(replayed, entry)
+        projections.apply(replayed, entry)
         replayed.seq, replayed.hash = entry.seq, committed.hash
     assert parts(replayed) == parts(state)
     (order,) = replayed.part(Orders).open.values()
