@@ -108,11 +108,33 @@ class Cycle(RequestResponseCycle):
 
     async def run(self, app: ASGIApp, tasks: set[asyncio.Task[None]]) -> None:
         """Answer it, and leave the tasks that a server waits for."""
+        failed: BaseException | None = None
         try:
-            await self.run_asgi(app)  # type: ignore[arg-type]
+            try:
+                await app(self.scope, self.receive, self.send)  # type: ignore[arg-type]
+            except BaseException as error:  # noqa: BLE001 - uvicorn tells all of them
+                failed = error
+            if failed is None and self.response_complete:
+                self.on_response = _nothing  # it leads back here
+            else:  # what is wrong, uvicorn tells, and ends as it does
+                await self.run_asgi(_ended(failed))
         finally:
             task: Any = asyncio.current_task()
             tasks.discard(task)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _ended(failed: BaseException | None) -> Any:
+    """An application that ends at once, as another one did."""
+
+    async def ended(*_: Any) -> None:
+        if failed is not None:
+            raise failed
+
+    return ended
 
 
 class Http1Protocol(HttpToolsProtocol):

@@ -35,7 +35,7 @@ from tbot.web.dependencies import (
 from tbot.web.fields import Answer, ClientOrderId, Id, PositiveAmount, Request, Symbol, Timestamp
 from tbot.web.once import KeyHeader, keyed, respond
 from tbot.web.openapi import problems
-from tbot.web.ownership import own_account, own_accounts, own_order
+from tbot.web.ownership import own_account, own_accounts, own_order, owned
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
 from tbot.web.problems import invalid
 from tbot.web.routes import router
@@ -258,7 +258,8 @@ async def place_order(
     crashes. `pending_new` means that the venue may already have it.
     """
     wanted = order_request(body)
-    await own_account(parts, principal, body.account_id, need=Access.TRADE)
+    if owned(parts, principal, body.account_id) is None:
+        await own_account(parts, principal, body.account_id, need=Access.TRADE)
     once = await keyed(request, parts, principal, body.account_id, placed)
     outcome = await flow.place(
         parts.orders, actor_of(request, principal), body.account_id, wanted, once

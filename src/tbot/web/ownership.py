@@ -56,6 +56,12 @@ async def may_listen(permissions: Permissions, principal: Principal, account_id:
     return await access_to(permissions, principal, account_id, owner_id) is not None
 
 
+def owned(deps: Deps, principal: Principal, account_id: UUID) -> AccountFacts | None:
+    """The facts of an account that the asker opened, if memory has them; else ask `own_account`."""
+    facts = deps.orders.accounts.remembered(account_id)
+    return facts if facts is not None and facts.owner_id == principal.user_id else None
+
+
 async def own_account(
     deps: Deps,
     principal: Principal,

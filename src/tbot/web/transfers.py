@@ -28,7 +28,7 @@ from tbot.web.dependencies import (
 from tbot.web.fields import Id
 from tbot.web.once import KeyHeader, keyed, request_key, respond
 from tbot.web.openapi import problems
-from tbot.web.ownership import own_account, own_accounts, own_transfer
+from tbot.web.ownership import own_account, own_accounts, own_transfer, owned
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
 from tbot.web.problems import Problem, invalid, refused
 from tbot.web.routes import router
@@ -100,7 +100,8 @@ async def create_transfer(
     With `pending` it is only held: post it (in full or in part), void it, or let it expire.
     """
     new = new_transfer(body, parts.settings.ledger)
-    await own_account(parts, principal, new.source_id)
+    if owned(parts, principal, new.source_id) is None:
+        await own_account(parts, principal, new.source_id)
     once = await keyed(request, parts, principal, new.source_id, _made)
     desk = parts.orders.accounts
     outcome = await flow.create(desk, actor_of(request, principal), new, once)
