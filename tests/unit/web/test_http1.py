@@ -1,0 +1,138 @@
+"""The shorter way through uvicorn: bodies in parts, and applications that do not end well."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from tbot.core.settings import Settings
+from tbot.web.connections import GuardedProtocol, guarded
+
+
+class Transport:
+    """Takes everything."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.closing = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return {"peername": ("192.0.2.1", 5000), "sockname": ("192.0.2.2", 80)}.get(name, default)
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+def connected(app: Any, data_dir: Path) -> tuple[GuardedProtocol, Transport]:
+    """A connection to an application."""
+    settings = Settings(data_dir=data_dir)
+    config = uvicorn.Config(app, http=guarded(app, settings), lifespan="off", log_config=None)
+    config.load()
+    kind: Any = config.http_protocol_class
+    connection: GuardedProtocol = kind(config, ServerState(), {}, asyncio.get_running_loop())
+    transport: Any = Transport()
+    connection.connection_made(transport)
+    return connection, transport
+
+
+async def ended(connection: GuardedProtocol) -> None:
+    """Wait for the requests under way."""
+    await asyncio.gather(*connection.tasks)
+    assert not connection.tasks
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the target and the body that came."""
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        body += message["body"]
+        more = message["more_body"]
+    body = scope["path"].encode() + b"?" + scope["query_string"] + b" " + body
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+HEAD = b"POST /a?b=c HTTP/1.1\r\nHost: t\r\nContent-Length: 6\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [HEAD + b"abcdef"],
+        [HEAD, b"abcdef"],
+        [HEAD, b"abc", b"def"],
+        [HEAD[:20], HEAD[20:] + b"abcde", b"f"],
+    ],
+)
+async def test_a_body_comes_in_any_parts(tmp_path: Path, parts: list[bytes]) -> None:
+    connection, transport = connected(echo, tmp_path)
+    for part in parts:
+        connection.data_received(part)
+        await asyncio.sleep(0)
+    await ended(connection)
+    assert transport.written.endswith(b"\r\n\r\n/a?b=c abcdef")
+    connection.connection_lost(None)
+
+
+async def test_requests_at_once_are_answered_in_order(tmp_path: Path) -> None:
+    connection, transport = connected(echo, tmp_path)
+    connection.data_received(HEAD + b"abcdef" + HEAD + b"ghijkl")
+    while connection.tasks:
+        await asyncio.gather(*connection.tasks)
+    first, second = transport.written.split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert first.endswith(b"abcdef")
+    assert second.endswith(b"ghijkl")
+    connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("how", ["raised", "silent"])
+async def test_an_application_without_an_answer_is_a_500(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if how == "raised":
+            raise RuntimeError("lost")
+
+    connection, transport = connected(app, tmp_path)
+    with caplog.at_level(logging.ERROR, "uvicorn.error"):
+        connection.data_received(HEAD + b"abcdef")
+        await ended(connection)
+    assert transport.written.startswith(b"HTTP/1.1 500 ")
+    assert transport.closing
+    assert [record.name for record in caplog.records] == ["uvicorn.error"]
+    connection.connection_lost(None)
+
+
+async def test_half_an_answer_ends_the_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"9")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    connection, transport = connected(app, tmp_path)
+    with caplog.at_level(logging.ERROR, "uvicorn.error"):
+        connection.data_received(HEAD + b"abcdef")
+        await ended(connection)
+    assert transport.closing
+    assert "without completing" in caplog.text
+    connection.connection_lost(None)
