@@ -140,7 +140,9 @@ def may_become(state: State, next_state: State) -> bool:
     return state is next_state or next_state in TRANSITIONS[state]
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+# gc=False: open orders stay in memory by the hundred thousand and are part of no cycle; the garbage
+# collector would stop everything for a fifth of a second to look through them.
+class Order(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One version of an order.
 
     Attributes:
