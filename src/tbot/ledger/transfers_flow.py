@@ -142,6 +142,8 @@ async def _create(
     once: Once | None,
 ) -> tuple[Transfer, ...] | Refused | Kept:
     for number, one in enumerate(new):
+        if desk.fit(one.target_id, one.asset, one.amount):  # nearly always
+            continue
         refusal = await _unfit(desk, one)
         if refusal is not None:
             if group_id is None:
@@ -154,9 +156,7 @@ async def _create(
 
 
 async def _unfit(desk: AccountDesk, new: NewTransfer) -> Refused | None:
-    """What can be refused without any lock."""
-    if desk.fit(new.target_id, new.asset, new.amount):
-        return None
+    """What can be refused without any lock, of one that does not fit by memory alone."""
     refusal = await desk.assets.check([(new.asset, new.amount)])
     if refusal is not None:
         return refusal
