@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
@@ -164,10 +164,10 @@ class AccountState:
 
     def part[T](self, kind: type[T]) -> T:
         """The part of this type; created empty when there is none."""
-        part = self.parts.get(kind)
+        part: T | None = self.parts.get(kind)
         if part is None:
             part = self.parts[kind] = kind()
-        return cast("T", part)
+        return part
 
 
 type States = Mapping[UUID, AccountState]
