@@ -20,6 +20,7 @@ from tbot.journal.batch import Batch, StateCache
 from tbot.journal.commands import Accepted
 from tbot.journal.committer import Committer
 from tbot.journal.once import KeptAnswers
+from tbot.journal.projections import Projections
 from tbot.journal.queue import CommandQueue, Pending
 
 from . import statements
@@ -233,6 +234,10 @@ def _never_doubtful(self: AheadBatch, *ignored: Any) -> bool:
     return False
 
 
+def _nobody(self: Projections, command: Any) -> tuple[()]:
+    return ()
+
+
 async def _switches_believed(
     running: Any, ids: Any, seqs: Any, hashes: Any, *switches: Any
 ) -> None:
@@ -335,6 +340,11 @@ PLANTED = (
         "refusals_trusted",
         "A refusal that was decided ahead is told to who may have been accepted before.",
         patches=((AheadBatch, "_doubtful", _never_doubtful),),
+    ),
+    Planted(
+        "nobody_concerned",
+        "No projection is asked whether a command was carried out before.",
+        patches=((Projections, "concerned", _nobody),),
     ),
     Planted("commit_tag_unchecked", "COMMIT may answer ROLLBACK unseen.", TagBelieved),
     Planted(

@@ -164,6 +164,8 @@ def render(outcome: Result | Refused) -> Kept | None:
 class ToyProjection(Projection):
     """Keeps `toy_accounts` and `toy_keys` in step with the journal."""
 
+    entries = "toy."
+
     async def load(self, connection: Any, states: Sequence[AccountState]) -> None:
         by_id = {state.account_id: state.part(Toy) for state in states}
         ids = list(by_id)
@@ -193,10 +195,6 @@ class ToyProjection(Projection):
             if row["key"] in named[row["account_id"]]:
                 result = msgspec.json.decode(row["result"], type=Result)
                 states[row["account_id"]].part(Toy).recalled[row["key"]] = result
-
-    def concerns(self, commands: type[Any]) -> bool:
-        """All of them: a key that was used before breaks the table's, so that none `reads`."""
-        return True
 
     def recalls(self, command: Command[Any]) -> bool:
         """Whether it has a key: that may be one of those that are not in memory."""

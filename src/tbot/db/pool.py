@@ -133,10 +133,12 @@ def _send_at_once(connection: asyncpg.Connection[Any]) -> None:
 
     What does not fit is sent when the event loop looks again: by then the next batch has been
     decided, and the server has waited for the rest meanwhile. Over TCP the kernel sees to it.
+    No more than a wish: Linux gives what `net.core.wmem_max` allows, twice, others may refuse.
     """
     raw = _socket(connection)
     if raw is not None and raw.family == socket.AF_UNIX:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SENT_AT_ONCE_BYTES)
+        with suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SENT_AT_ONCE_BYTES)
 
 
 def _socket(connection: asyncpg.Connection[Any]) -> Any:

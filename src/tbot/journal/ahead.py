@@ -68,21 +68,21 @@ class AheadBatch(Batch):
                     return self._leave(newly)
                 self.states[account_id] = state
                 newly.append(state)
-        for projection in projections.concerned(type(command)):
-            if projection.reads(command, self.states):
-                return self._leave(newly)
         if self.context is None:
             self.context = Context(now=clock.utc_now(), switches=self.switches)
         kept = self.answers.count
         heads = [(state.account_id, (state.seq, state.hash)) for state in newly]
         try:
+            for projection in projections.concerned(command):
+                if projection.reads(command, self.states):
+                    return self._leave(newly)
             self._decide_one(pending, self.context, projections)
+            if self._doubtful(pending, kept, projections):
+                self.outcomes.pop()
+                self.answers.cut(kept)
+                return self._leave(newly)
         except Exception as error:
             raise CommandFailed(pending, error) from error
-        if self._doubtful(pending, kept, projections):
-            self.outcomes.pop()
-            self.answers.cut(kept)
-            return self._leave(newly)
         self.pendings.append(pending)
         self.heads.update(heads)
         return True
@@ -104,7 +104,7 @@ class AheadBatch(Batch):
         if pending.once is not None and self.answers.count == kept:
             return True
         command = pending.command
-        return any(one.recalls(command) for one in projections.concerned(type(command)))
+        return any(one.recalls(command) for one in projections.concerned(command))
 
     def statement(self, projections: Projections, lane: int) -> tuple[str, list[Any]]:
         """What confirms all that was assumed and writes everything, and commits by itself.

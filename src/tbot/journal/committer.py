@@ -176,9 +176,8 @@ class Committer:
         pending = Pending(command, once)
         if not self._enter(pending):
             if command.priority is Priority.REPORT:
-                await self._queue.put(pending)
-            else:
-                self._queue.put_one(pending, self._decided())
+                await self._queue.room()
+            self._queue.put(pending, self._decided())
         # A caller that goes away cancels this future of its own and nothing else.
         return await pending.future
 
@@ -200,7 +199,7 @@ class Committer:
         for place, (command, once) in enumerate(asked):
             pending = PendingOfMany(command, once, now_s, answers, place)
             if not self._enter(pending):
-                self._queue.put_one(pending, self._decided())
+                self._queue.put(pending, self._decided())
         return await answers.future
 
     def _enter(self, pending: Pending) -> bool:
@@ -211,16 +210,20 @@ class Committer:
         return self._decided() < places and self._join(pending)
 
     def _join(self, pending: Pending) -> bool:
-        """Decide a command ahead, as one of the next batch; False if it has to wait its turn."""
+        """Decide a command ahead, as one of the next batch; False if it has to wait its turn.
+
+        Should that fail, it waits already, behind the others of its batch.
+        """
         batch = self._next
         if batch is None or batch.prepared is not None or self._queue.closed:
             return False
         try:
             joined = batch.join(pending, self._projections, self._cache)
         except CommandFailed as failed:
+            batch.pendings.append(pending)
             self._give_up_next()
             _log.warning("batch_given_up", error=repr(failed.error))
-            return False
+            return True
         if joined:
             self._queue.stir()
             count = len(batch.pendings)
@@ -522,16 +525,15 @@ class Committer:
                 self._cache.put(state)
         if batch.left:
             self._queue.put_back(batch.left)
-        counts: dict[type, int] = {Accepted: 0, Refused: 0, Kept: 0}
+        counts: dict[type, int] = {}
         for pending, outcome in batch.outcomes:
             if isinstance(outcome, TBotError):
                 pending.fail(outcome)
             else:
-                counts[type(outcome)] += 1
                 pending.answer(outcome)
+                counts[type(outcome)] = counts.get(type(outcome), 0) + 1
         for kind, count in counts.items():
-            if count:
-                _OUTCOMES.labels(kind.__name__.lower()).inc(count)
+            _OUTCOMES.labels(kind.__name__.lower()).inc(count)
         if batch.entries:
             for listener in self._listeners:
                 listener(batch.entries)

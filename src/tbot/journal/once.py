@@ -102,15 +102,15 @@ def key_of(user_id: UUID, account_id: UUID, key: str) -> UUID:
     return read_id(digest.digest())
 
 
-def content_of(secret: bytes, *parts: bytes) -> bytes:
+def content_of(secret: bytes, first: bytes, *others: bytes) -> bytes:
     """A fingerprint of what is asked; keyed, because a body may hold a password.
 
     Args:
         secret: Shared by all processes; at least 16 bytes, of which 64 are used.
-        parts: Method, path, canonical body …
+        first, others: Method, path, canonical body …
     """
-    *first, last = parts
-    return contents_of(secret, *first)(last)
+    *begun, last = first, *others
+    return contents_of(secret, *begun)(last)
 
 
 @lru_cache(1024)  # nearly all requests begin with one of a few targets

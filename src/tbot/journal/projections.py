@@ -47,12 +47,13 @@ class Projection:
     ) -> None:
         """Read what these commands name beyond the parts; called for every batch."""
 
-    def concerns(self, commands: type[Any]) -> bool:
-        """Whether commands of this class may name what `fetch` reads; asked once for each class.
+    def concerns(self, command: Command[Any]) -> bool:
+        """Whether commands of this one's class may name what `fetch` reads; asked once a class.
 
-        Without that neither `reads` nor `recalls` is asked.
+        If not, neither `reads` nor `recalls` is asked for any of them.
         """
-        return False
+        kind = type(self)
+        return kind.reads is not Projection.reads or kind.recalls is not Projection.recalls
 
     def reads(self, command: Command[Any], states: States) -> bool:
         """Whether a decision on this command may need what `fetch` would read.
@@ -108,10 +109,10 @@ class Projections:
             self._by_kind[kind] = found
         return found
 
-    def concerned(self, commands: type[Any]) -> tuple[Projection, ...]:
-        """Those that may have something to read for commands of a class."""
-        found = self._by_command.get(commands)
+    def concerned(self, command: Command[Any]) -> tuple[Projection, ...]:
+        """Those that may have something to read for commands of this one's class."""
+        found = self._by_command.get(type(command))
         if found is None:
-            found = tuple([p for p in self._all if p.concerns(commands)])
-            self._by_command[commands] = found
+            found = tuple([p for p in self._all if p.concerns(command)])
+            self._by_command[type(command)] = found
         return found

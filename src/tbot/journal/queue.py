@@ -127,41 +127,29 @@ class CommandQueue:
         """How many commands may wait for one more of this priority to be taken in."""
         return self._places - (self._reserved if priority is Priority.NEW else 0)
 
-    async def put(self, pending: Pending, elsewhere: int = 0) -> None:
-        """Let a command wait; a report waits for room.
+    async def room(self) -> None:
+        """Wait for a place, as who brings a report does; also over once the queue is closed."""
+        while self._length >= self._places and not self.closed:
+            self._room.clear()
+            await self._room.wait()
+
+    def put(self, pending: Pending, elsewhere: int = 0) -> None:
+        """Let a command wait; where that cannot be, it is told so: certainly not executed.
 
         Args:
-            elsewhere: Commands that wait outside of the queue and count as well.
-
-        Raises:
-            Overloaded: No place for this priority: the command was certainly not executed.
-            JournalUnavailable: The queue is closed: likewise.
+            elsewhere: Commands that wait outside of the queue and count as well, but not for
+                reports: they had to find `room` before.
         """
-        if pending.command.priority is Priority.REPORT:
-            while self._length >= self._places and not self.closed:
-                self._room.clear()
-                await self._room.wait()
-            elsewhere = 0
-        error = self._add(pending, elsewhere)
-        if error is not None:
-            raise error
-
-    def put_one(self, pending: Pending, elsewhere: int = 0) -> None:
-        """The same without waiting for room: no reports. What `put` raises is what it is told."""
-        error = self._add(pending, elsewhere)
-        if error is not None:
-            pending.fail(error)
-
-    def _add(self, pending: Pending, elsewhere: int) -> Exception | None:
         priority = pending.command.priority
+        waiting = self._length + (0 if priority is Priority.REPORT else elsewhere)
         if self.closed:
-            return JournalUnavailable("the server is stopping", retry_after_s=2.0)
-        if self._length + elsewhere >= self.places(priority):
-            return Overloaded("too many commands are waiting to be committed")
-        self._lanes[priority].append(pending)
-        self._length += 1
-        self._filled.set()
-        return None
+            pending.fail(JournalUnavailable("the server is stopping", retry_after_s=2.0))
+        elif waiting >= self.places(priority):
+            pending.fail(Overloaded("too many commands are waiting to be committed"))
+        else:
+            self._lanes[priority].append(pending)
+            self._length += 1
+            self._filled.set()
 
     def put_back(self, pendings: Iterable[Pending]) -> None:
         """Return commands that a batch took but did not run; they keep their place in front."""
@@ -187,7 +175,7 @@ class CommandQueue:
         """Hand over what waits, most urgent first, up to the first that is not accepted.
 
         Args:
-            accept: Whether it takes one; it may put others back.
+            accept: Whether it takes one; it may put some back, and must not raise.
         """
         for lane in self._lanes.values():
             while lane:

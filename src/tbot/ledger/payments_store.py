@@ -113,9 +113,9 @@ class PaymentsProjection(Projection):
             if owner is not None:
                 owner.part(Payments).put(_payment(row))
 
-    def concerns(self, commands: type[Any]) -> bool:
+    def concerns(self, command: Command[Any]) -> bool:
         """Those that name payments."""
-        return hasattr(commands, "payment_ids")
+        return hasattr(command, "payment_ids")
 
     def reads(self, command: Command[Any], states: States) -> bool:
         """Whether it names a payment that is not open."""

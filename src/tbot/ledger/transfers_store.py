@@ -92,9 +92,9 @@ class TransfersProjection(Projection):
             if row["source_id"] in states and row["state"] != "pending":
                 states[row["source_id"]].part(Transfers).put(_transfer(row))
 
-    def concerns(self, commands: type[Any]) -> bool:
+    def concerns(self, command: Command[Any]) -> bool:
         """Those about one transfer that is there."""
-        return issubclass(commands, TransferCommand)
+        return isinstance(command, TransferCommand)
 
     def reads(self, command: Command[Any], states: States) -> bool:
         """Whether it names a transfer that is not pending."""

@@ -199,9 +199,9 @@ class OrdersProjection(Projection):
             if order.final and order.account_id in states:
                 states[order.account_id].part(Orders).put(order)
 
-    def concerns(self, commands: type[Any]) -> bool:
+    def concerns(self, command: Command[Any]) -> bool:
         """Those that name an order."""
-        return hasattr(commands, "order_id") or hasattr(commands, "parent_id")
+        return hasattr(command, "order_id") or hasattr(command, "parent_id")
 
     def reads(self, command: Command[Any], states: States) -> bool:
         """Whether it names an order that is final, or that is not there."""
