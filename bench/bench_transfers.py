@@ -41,7 +41,7 @@ from tbot.db.pool import connect_committer
 from tbot.journal.commands import SYSTEM, Accepted
 from tbot.journal.committer import Committer
 from tbot.ledger.entries import Limits, OpenAccount
-from tbot.ledger.transfers import NewTransfer, create_transfers
+from tbot.ledger.transfers import CreateTransfers, NewTransfer, create_transfers
 from tbot.serving import settle_collector
 
 PATH = "/v1/transfers"
@@ -71,28 +71,48 @@ async def open_accounts(committer: Committer, count: int) -> list[UUID]:
 
 
 async def in_process(
-    committer: Committer, pairs: Sequence[tuple[UUID, UUID]], seconds: float
+    committer: Committer,
+    pairs: Sequence[tuple[UUID, UUID]],
+    seconds: float,
+    *,
+    at_once: bool = False,
 ) -> float:
-    """Transfers a second into the committer, between pairs of accounts in turn."""
+    """Transfers a second into the committer, between pairs of accounts in turn.
+
+    Args:
+        at_once: Callers hand over `BULK` at a time, as a bulk request does; else one.
+    """
     turns = itertools.cycle(pairs)
     amount = Decimal("1.25")
     rate = 0.0
 
-    async def caller(until_s: float) -> int:
+    def command() -> CreateTransfers:
+        source, target = next(turns)
+        new = NewTransfer(
+            id=new_id(), source_id=source, target_id=target, asset=ASSET, amount=amount
+        )
+        return create_transfers(new_id(), SYSTEM, (new,))
+
+    async def one_each(until_s: float) -> int:
         count = 0
         while time.perf_counter() < until_s:
-            source, target = next(turns)
-            new = NewTransfer(
-                id=new_id(), source_id=source, target_id=target, asset=ASSET, amount=amount
-            )
-            outcome = await committer.commit(create_transfers(new_id(), SYSTEM, (new,)))
+            outcome = await committer.commit(command())
             assert isinstance(outcome, Accepted), outcome
             count += 1
         return count
 
+    async def many_each(until_s: float) -> int:
+        count = 0
+        while time.perf_counter() < until_s:
+            for outcome in await committer.commit_all([(command(), None) for _ in range(BULK)]):
+                assert isinstance(outcome, Accepted), outcome
+            count += BULK
+        return count
+
+    caller, callers = (many_each, BULK_CONNECTIONS) if at_once else (one_each, CALLERS)
     for stretch_s in (WARM_S, seconds):
         begun_s = time.perf_counter()
-        counts = await asyncio.gather(*(caller(begun_s + stretch_s) for _ in range(CALLERS)))
+        counts = await asyncio.gather(*(caller(begun_s + stretch_s) for _ in range(callers)))
         rate = sum(counts) / (time.perf_counter() - begun_s)
     return rate
 
@@ -118,6 +138,9 @@ async def compare_in_process(
             "SQL function": lambda: sqlfunction.run(dsn, plain, options.seconds, WARM_S),
             "committer": lambda: in_process(committer, uniform, options.seconds),
             "committer, one hot account": lambda: in_process(committer, hot, options.seconds),
+            "committer, a hundred at once": lambda: in_process(
+                committer, uniform, options.seconds, at_once=True
+            ),
         }
         for number in range(options.rounds):
             print(f"in process, round {number + 1} of {options.rounds}")
@@ -264,6 +287,8 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
                 "ratio_sql_function": ratio(found, "committer", "SQL function"),
                 "hot_over_uniform": ratio(found, "committer, one hot account", "committer"),
                 "sql_function_per_s": round(median(found["SQL function"])),
+                "at_once_per_s": round(median(found["committer, a hundred at once"])),
+                "ratio_at_once": ratio(found, "committer, a hundred at once", "SQL function"),
             }
         if options.part != "process":
             found = await compare_over_http(dsn, owner, options)
