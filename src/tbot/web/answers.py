@@ -36,31 +36,22 @@ def json_body(body: bytes, status: int = 200, headers: Mapping[str, str] | None 
 class JsonAnswer(Response):
     """A response that is made in one step: Starlette takes several, which ask what we know.
 
-    One that is kept under a key waits for its batch with a hundred others, so it is small until it
-    is sent: its headers are written only then.
-
     Attributes:
-        told: Its headers as they were given, besides those of its body.
+        told: Its headers as they were given, besides those of its body: what is kept of them under
+            a key. Whoever adds to the response's headers later adds nothing here.
     """
 
     media_type = "application/json"
-    _written: list[tuple[bytes, bytes]] | None = None
 
     def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
         self.status_code = status
         self.background = None
         self.body: bytes = body
         self.told = headers
-
-    @property
-    def raw_headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override] # only read
-        """The headers as they are sent; whoever changes the list, changes them."""
-        written = self._written
-        if written is None:
-            written = self._written = [
-                (_NAMES.get(name) or name.lower().encode("latin-1"), value.encode("latin-1"))
-                for name, value in self.told.items()
-            ]
-            written.append((b"content-length", b"%d" % len(self.body)))
-            written.append(_TYPE)
-        return written
+        # At once, though it may be kept for a while: what cannot be written must not be kept.
+        self.raw_headers = [
+            (_NAMES.get(name) or name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in headers.items()
+        ]
+        self.raw_headers.append((b"content-length", b"%d" % len(body)))
+        self.raw_headers.append(_TYPE)

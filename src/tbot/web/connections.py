@@ -185,11 +185,17 @@ class GuardedProtocol(Http1Protocol):
 
     @property
     def _may_answer(self) -> bool:
-        """Whether an answer of ours would be taken for that of the request it is about."""
+        """Whether an answer of ours would be taken for that of the request it is about.
+
+        Answers come in order: while an earlier request is under way, ours would be taken for its
+        answer, and who was told that it failed might repeat what was carried out.
+        """
         cycle = self._last_cycle
-        if cycle is None or not cycle.response_started:
+        if cycle is None:
             return True
-        return cycle.response_complete and self._reading is not _Reading.BODY
+        if self._reading is _Reading.BODY:  # it is about the newest request
+            return not (cycle.response_started or self.pipeline)
+        return cycle.response_complete
 
     # What is received
 

@@ -31,7 +31,7 @@ _TARGET_BYTES: Final = 64
 
 def _plain_target(url: bytes) -> tuple[str, bytes, bytes] | None:
     """Path, raw path and query of a request's target; None for one that has to be parsed."""
-    if len(url) <= _TARGET_BYTES:
+    if len(url) <= _TARGET_BYTES and b"?" not in url:  # what is asked may be a secret: a ticket
         return _known_target(url)
     return _target(url)
 
@@ -108,16 +108,16 @@ class Cycle(RequestResponseCycle):
 
     async def run(self, app: ASGIApp, tasks: set[asyncio.Task[None]]) -> None:
         """Answer it, and leave the tasks that a server waits for."""
-        failed: BaseException | None = None
+        ended: Any = None
         try:
             try:
                 await app(self.scope, self.receive, self.send)  # type: ignore[arg-type]
             except BaseException as error:  # noqa: BLE001 - uvicorn tells all of them
-                failed = error
-            if failed is None and self.response_complete:
+                ended = _Ended(error)
+            if ended is None and self.response_complete:
                 self.on_response = _nothing  # it leads back here
             else:  # what is wrong, uvicorn tells, and ends as it does
-                await self.run_asgi(_ended(failed))
+                await self.run_asgi(ended or _Ended(None))
         finally:
             task: Any = asyncio.current_task()
             tasks.discard(task)
@@ -127,14 +127,20 @@ def _nothing() -> None:
     pass
 
 
-def _ended(failed: BaseException | None) -> Any:
-    """An application that ends at once, as another one did."""
+class _Ended:
+    """An application that ends at once, as another one did; once."""
 
-    async def ended(*_: Any) -> None:
-        if failed is not None:
-            raise failed
+    def __init__(self, failed: BaseException | None) -> None:
+        self._failed = failed
 
-    return ended
+    async def __call__(self, *_: Any) -> None:
+        # An error's traceback leads to all who hold it: nobody may, or it would lead to itself.
+        failed, self._failed = self._failed, None
+        try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed
 
 
 class Http1Protocol(HttpToolsProtocol):

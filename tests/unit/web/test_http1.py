@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from uvicorn.server import ServerState
 
 from tbot.core.settings import Settings
 from tbot.web.connections import GuardedProtocol, guarded
+from tbot.web.http1 import _known_target, _plain_target
 
 
 class Transport:
@@ -136,3 +139,81 @@ async def test_half_an_answer_ends_the_connection(
     assert transport.closing
     assert "without completing" in caplog.text
     connection.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        b"GET /b HTTP/1.1\r\nX-Long: " + b"x" * 200_000,
+        b"\x00\x01 junk\r\n\r\n",
+        b"POST /b HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+    ],
+    ids=["long", "junk", "body"],
+)
+async def test_what_is_wrong_with_a_later_request_is_no_answer_to_this_one(
+    tmp_path: Path, later: bytes
+) -> None:
+    done: list[str] = []
+    going = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await going.wait()
+        done.append(scope["path"])
+
+    connection, transport = connected(app, tmp_path)
+    connection.data_received(HEAD + b"abcdef")
+    await asyncio.sleep(0)
+    connection.data_received(later)
+    assert transport.closing
+    assert transport.written == b"", "the outcome is not known: nobody is told that it failed"
+    going.set()
+    await ended(connection)
+    assert done == ["/a"]
+    connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+async def test_a_request_that_failed_leaves_nothing_behind(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    class Kept:
+        """What an application had in its hands."""
+
+    left: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        kept = Kept()
+        left.add(kept)
+        raise error
+
+    connection, _ = connected(app, tmp_path)
+    logging.getLogger("uvicorn.error").addFilter(_swallow)
+    gc.disable()
+    try:
+        connection.data_received(HEAD + b"abcdef")
+        (task,) = connection.tasks
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+        del task
+        await asyncio.sleep(0)
+        assert not left
+    finally:
+        gc.enable()
+        logging.getLogger("uvicorn.error").removeFilter(_swallow)
+        connection.connection_lost(None)
+
+
+def _swallow(record: logging.LogRecord) -> bool:
+    """A record that is captured would hold the error, too."""
+    return False
+
+
+def test_a_target_that_asks_for_something_is_not_remembered() -> None:
+    size = _known_target.cache_info().currsize
+    assert _plain_target(b"/v1/events?ticket=short") == (
+        "/v1/events",
+        b"/v1/events",
+        b"ticket=short",
+    )
+    assert _known_target.cache_info().currsize == size
