@@ -86,10 +86,10 @@ CONNECTIONS = 20
 class _QuietMarket:
     """A market that always trades at the same prices."""
 
+    _BID, _ASK = Decimal("60000.00"), Decimal("60000.01")
+
     def reference(self, symbol: str) -> Reference:
-        return Reference(
-            symbol, Decimal("60000.00"), Decimal("60000.01"), Decimal("60000.00"), clock.boot_s()
-        )
+        return Reference(symbol, self._BID, self._ASK, self._BID, clock.boot_s())
 
 
 def _settings(more: Mapping[str, Any]) -> Settings:

@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from enum import Enum, auto
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -48,12 +49,15 @@ class Reference(msgspec.Struct, frozen=True, gc=False):
         """The prices in JSON types."""
         found = {}
         if self.bid is not None:
-            found["bid"] = money.text(self.bid)
+            found["bid"] = _text(self.bid)
         if self.ask is not None:
-            found["ask"] = money.text(self.ask)
+            found["ask"] = _text(self.ask)
         if self.last is not None:
-            found["last"] = money.text(self.last)
+            found["last"] = _text(self.last)
         return found
+
+
+_text = lru_cache(1024)(money.text)  # many orders are checked against the same few prices
 
 
 class Book:

@@ -92,6 +92,7 @@ class PlaceOrder(msgspec.Struct, frozen=True):
         )
         if isinstance(hold, Refused):
             return hold
+        now = context.stamp()
         order = Order(
             id=self.order_id,
             account_id=self.account_id,
@@ -117,8 +118,8 @@ class PlaceOrder(msgspec.Struct, frozen=True):
             venue_order_id=None,
             send_by=context.stamp(self.send_within_s),
             # As the entry will have them, unless the stream is ahead of the clock.
-            created_at=context.stamp(),
-            updated_at=context.stamp(),
+            created_at=now,
+            updated_at=now,
             seq=state.seq + 1,
         )
         data: dict[str, Any] = {"accepted": order.to_data()}

@@ -199,6 +199,19 @@ class Http1Protocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
 
+_lines: tuple[list[tuple[bytes, bytes]], bytes] = [], b""
+
+
+def _always(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The lines of uvicorn's own headers, which it makes anew once a second."""
+    global _lines  # noqa: PLW0603 - one server per process
+    known, lines = _lines
+    if known is not headers:
+        lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
+        _lines = headers, lines
+    return lines
+
+
 def written(
     send: Send,
     status: int,
@@ -224,15 +237,16 @@ def written(
         or cycle.access_log
     ):
         return False
-    lines = [name + b": " + value for name, value in cycle.default_headers]
-    lines += [name + b": " + value for name, value in headers]
-    text = b"\r\n".join(lines)
-    ends = len(lines) - 1
+    text = b"\r\n".join([name + b": " + value for name, value in headers])
+    ends = len(headers) - 1
     if text.count(b"\n") != ends or text.count(b"\r") != ends:
         return False
     cycle.response_started = True
     cycle.response_complete = True
-    cycle.transport.write(b"".join((STATUS_LINE[status], text, b"\r\n", constant, b"\r\n", body)))
+    always = _always(cycle.default_headers)
+    cycle.transport.write(
+        b"".join((STATUS_LINE[status], always, text, b"\r\n", constant, b"\r\n", body))
+    )
     if type(cycle) is Cycle:
         cycle.stir()
     else:
