@@ -125,18 +125,12 @@ def middle(shots: list[Shots], of: Callable[[Shots], float]) -> float:
 
 async def gateway_off(database: EmbeddedPostgres, options: argparse.Namespace) -> dict[str, Any]:
     """All but the venue: the comparisons."""
-    dsn = database.dsn("app")
-    kinds = {
-        "stock": ("stock", {"path": PATH, "cached": True}),
-        "stock, uncached": ("stock", {"path": PATH, "cached": False}),
-        "ours": ("ours", {"accounts": 64}),
-        "each": ("one_transaction", {"accounts": 8}),
-    }
+    dsns = await place.copies(database, "stock", "uncached", "ours", "one_each")
     with (
-        place.serving(kinds["stock"][0], dsn, **kinds["stock"][1]) as stock,
-        place.serving(kinds["stock, uncached"][0], dsn, **kinds["stock, uncached"][1]) as uncached,
-        place.serving(kinds["ours"][0], dsn, **kinds["ours"][1]) as ours,
-        place.serving(kinds["each"][0], dsn, **kinds["each"][1]) as each,
+        place.serving("stock", dsns[0], path=PATH, cached=True) as stock,
+        place.serving("stock", dsns[1], path=PATH, cached=False) as uncached,
+        place.serving("ours", dsns[2], accounts=64) as ours,
+        place.serving("one_transaction", dsns[3], accounts=8) as each,
     ):
         accounts = ours.facts["accounts"]
         nobody = ["00000000-0000-7000-8000-000000000000"]

@@ -219,12 +219,14 @@ class Requests:
 
 
 async def compare_over_http(
-    dsn: str, owner: str, options: argparse.Namespace
+    database: EmbeddedPostgres, options: argparse.Namespace
 ) -> dict[str, list[float]]:
     """One transfer a request beside the stock endpoint, and a hundred a request."""
+    owner = database.dsn("superuser")
+    dsns = await place.copies(database, "stock", "ours")
     with (
-        place.serving("stock", dsn, path=PATH, cached=True) as stock,
-        place.serving("ours", dsn, cash_accounts=ACCOUNTS) as ours,
+        place.serving("stock", dsns[0], path=PATH, cached=True) as stock,
+        place.serving("ours", dsns[1], cash_accounts=ACCOUNTS) as ours,
     ):
         accounts = ours.facts["accounts"]
         nobody = [f"00000000-0000-7000-8000-{n:012d}" for n in (1, 2)]
@@ -273,8 +275,7 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
     pinned = place.pin(place.LOAD_CORE)
     figures: dict[str, Any] = {}
     async with place.database() as server:
-        dsn, owner = server.dsn("app"), server.dsn("superuser")
-        print("Postgres:", await place.durability(dsn))
+        print("Postgres:", await place.durability(server.dsn("app")))
         print("cores:", "ours on 0; Postgres and load on 1" if pinned else "not pinned")
         if options.part != "http":
             if pinned:
@@ -291,7 +292,7 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
                 "ratio_at_once": ratio(found, "committer, a hundred at once", "SQL function"),
             }
         if options.part != "process":
-            found = await compare_over_http(dsn, owner, options)
+            found = await compare_over_http(server, options)
             figures |= {
                 "ratio_stock_http": ratio(found, "transfers", "stock"),
                 "bulk_per_s": round(median(found["bulk of 100"])),

@@ -244,9 +244,12 @@ def written(
     cycle.response_started = True
     cycle.response_complete = True
     always = _always(cycle.default_headers)
-    cycle.transport.write(
-        b"".join((STATUS_LINE[status], always, text, b"\r\n", constant, b"\r\n", body))
-    )
+    transport: Any = cycle.transport
+    # Now, and not after what else is to be done in this turn of the loop: when a batch is durable,
+    # a hundred answers are, and who has the first one need not wait for the last.
+    transport.set_write_buffer_limits(high=0)
+    transport.write(b"".join((STATUS_LINE[status], always, text, b"\r\n", constant, b"\r\n", body)))
+    transport.set_write_buffer_limits()
     if type(cycle) is Cycle:
         cycle.stir()
     else:

@@ -41,6 +41,8 @@ class Transport:
 
     def resume_reading(self) -> None: ...
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
 
 def connected(app: Any, data_dir: Path) -> tuple[GuardedProtocol, Transport]:
     """A connection to an application."""
