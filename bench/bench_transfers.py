@@ -47,6 +47,7 @@ from tbot.serving import settle_collector
 PATH = "/v1/transfers"
 ACCOUNTS = 100
 PAIRS = 10_007
+"""Of accounts, chosen before anything is timed."""
 CALLERS = 512
 """Transfers under way at once in the process; the function has its 20 connections."""
 MANY = 128

@@ -13,7 +13,7 @@ from tbot.core import clock
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import IdempotencySettings
 from tbot.journal.commands import Accepted
-from tbot.journal.once import Cleaner, Kept, Once, content_of, key_of
+from tbot.journal.once import Cleaner, Kept, Once, contents_of, key_of
 
 from .conftest import Desk
 
@@ -25,7 +25,7 @@ def _once(account_id: UUID, key: str = "k", content: bytes = b"c") -> Once:
         name = outcome.reason if isinstance(outcome, Refused) else outcome.order.id
         return Kept(201, {"n": "1"}, str(name).encode())
 
-    return Once(key_of(USER, account_id, key), content_of(b"s" * 32, content), render)
+    return Once(key_of(USER, account_id, key), contents_of(b"s" * 32)(content), render)
 
 
 async def test_twins_in_one_batch_share_the_leaders_answer(desk: Desk) -> None:

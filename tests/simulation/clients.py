@@ -16,7 +16,7 @@ from tbot.core.errors import OutcomeUnknown, Unavailable
 from tbot.core.refusals import Refused
 from tbot.journal.batch import Committed
 from tbot.journal.commands import Accepted, Priority
-from tbot.journal.once import Kept, Once, content_of, key_of
+from tbot.journal.once import Kept, Once, contents_of, key_of
 
 from .database import FakeConnection
 from .toy import Move, render
@@ -114,7 +114,7 @@ async def attempt(world: World, process: Process, request: Request, patience: st
     if request.once is not None:
         content = f"{request.kind} {request.accounts} {request.amount}".encode()
         once = Once(
-            key_of(USER, request.accounts[0], request.once), content_of(_SECRET, content), render
+            key_of(USER, request.accounts[0], request.once), contents_of(_SECRET)(content), render
         )
     seen = {account: world.told.get(account, 0) for account in request.accounts}
     made = Attempt(

@@ -72,7 +72,7 @@ class Once(msgspec.Struct, frozen=True):
 
     Attributes:
         key: From `key_of`.
-        content: From `content_of`; a repetition has the same.
+        content: From `contents_of`; a repetition has the same.
         render: Makes the answer from the command's result or refusal; None keeps nothing. Runs
             inside the batch: pure and quick.
     """
@@ -102,24 +102,18 @@ def key_of(user_id: UUID, account_id: UUID, key: str) -> UUID:
     return read_id(digest.digest())
 
 
-def content_of(secret: bytes, first: bytes, *others: bytes) -> bytes:
-    """A fingerprint of what is asked; keyed, because a body may hold a password.
+@lru_cache(1024)  # nearly all requests begin with one of a few targets
+def contents_of(secret: bytes, *parts: bytes) -> Callable[[bytes], bytes]:
+    """What makes fingerprints of what is asked; keyed, because a body may hold a password.
 
     Args:
         secret: Shared by all processes; at least 16 bytes, of which 64 are used.
-        first, others: Method, path, canonical body …
-    """
-    *begun, last = first, *others
-    return contents_of(secret, *begun)(last)
-
-
-@lru_cache(1024)  # nearly all requests begin with one of a few targets
-def contents_of(secret: bytes, *parts: bytes) -> Callable[[bytes], bytes]:
-    """`content_of` for many requests that begin with the same parts and differ in one more.
+        parts: What many requests begin with: method, path … The last part is given for each.
 
     Example:
-        >>> contents_of(b"s" * 16, b"POST /x")(b"{}") == content_of(b"s" * 16, b"POST /x", b"{}")
-        True
+        >>> whole = contents_of(b"s" * 16, b"POST /x")
+        >>> whole(b"{}") == whole(b"{}"), whole(b"{}") == contents_of(b"s" * 16, b"POST /")(b"x{}")
+        (True, False)
     """
     begun = hashlib.blake2b(digest_size=16, key=secret[:64])
     for part in parts:

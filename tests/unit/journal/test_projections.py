@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import Mock
@@ -14,7 +15,7 @@ import pytest
 import tbot
 from tbot.boot import projections
 from tbot.journal.commands import AccountState, Command, States
-from tbot.journal.projections import Projection, Projections
+from tbot.journal.projections import Projection, Projections, Write
 
 
 class Kept(Projection):
@@ -26,6 +27,9 @@ class Kept(Projection):
 
     def apply(self, state: AccountState, entry: Any) -> None:
         self.applied.append(entry.kind)
+
+    def writes(self, states: Sequence[AccountState]) -> list[Write]:
+        return []
 
 
 class Reader(Kept):

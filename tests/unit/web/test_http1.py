@@ -6,54 +6,12 @@ import asyncio
 import gc
 import logging
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
 
-from tbot.core.settings import Settings
-from tbot.web.connections import GuardedProtocol, guarded
-from tbot.web.http1 import _known_target, _plain_target
-
-
-class Transport:
-    """Takes everything."""
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.closing = False
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return {"peername": ("192.0.2.1", 5000), "sockname": ("192.0.2.2", 80)}.get(name, default)
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def close(self) -> None:
-        self.closing = True
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
-
-
-def connected(app: Any, data_dir: Path) -> tuple[GuardedProtocol, Transport]:
-    """A connection to an application."""
-    settings = Settings(data_dir=data_dir)
-    config = uvicorn.Config(app, http=guarded(app, settings), lifespan="off", log_config=None)
-    config.load()
-    kind: Any = config.http_protocol_class
-    connection: GuardedProtocol = kind(config, ServerState(), {}, asyncio.get_running_loop())
-    transport: Any = Transport()
-    connection.connection_made(transport)
-    return connection, transport
+from tbot.web.connections import GuardedProtocol
+from tbot.web.http1 import _known_target, _plain_target, written
 
 
 async def ended(connection: GuardedProtocol) -> None:
@@ -88,8 +46,8 @@ HEAD = b"POST /a?b=c HTTP/1.1\r\nHost: t\r\nContent-Length: 6\r\n\r\n"
         [HEAD[:20], HEAD[20:] + b"abcde", b"f"],
     ],
 )
-async def test_a_body_comes_in_any_parts(tmp_path: Path, parts: list[bytes]) -> None:
-    connection, transport = connected(echo, tmp_path)
+async def test_a_body_comes_in_any_parts(connected: Any, parts: list[bytes]) -> None:
+    connection, transport = connected(echo)
     for part in parts:
         connection.data_received(part)
         await asyncio.sleep(0)
@@ -98,8 +56,8 @@ async def test_a_body_comes_in_any_parts(tmp_path: Path, parts: list[bytes]) -> 
     connection.connection_lost(None)
 
 
-async def test_requests_at_once_are_answered_in_order(tmp_path: Path) -> None:
-    connection, transport = connected(echo, tmp_path)
+async def test_requests_at_once_are_answered_in_order(connected: Any) -> None:
+    connection, transport = connected(echo)
     connection.data_received(HEAD + b"abcdef" + HEAD + b"ghijkl")
     while connection.tasks:
         await asyncio.gather(*connection.tasks)
@@ -111,13 +69,13 @@ async def test_requests_at_once_are_answered_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["raised", "silent"])
 async def test_an_application_without_an_answer_is_a_500(
-    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+    connected: Any, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if how == "raised":
             raise RuntimeError("lost")
 
-    connection, transport = connected(app, tmp_path)
+    connection, transport = connected(app)
     with caplog.at_level(logging.ERROR, "uvicorn.error"):
         connection.data_received(HEAD + b"abcdef")
         await ended(connection)
@@ -128,13 +86,13 @@ async def test_an_application_without_an_answer_is_a_500(
 
 
 async def test_half_an_answer_ends_the_connection(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    connected: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-length", b"9")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    connection, transport = connected(app, tmp_path)
+    connection, transport = connected(app)
     with caplog.at_level(logging.ERROR, "uvicorn.error"):
         connection.data_received(HEAD + b"abcdef")
         await ended(connection)
@@ -153,7 +111,7 @@ async def test_half_an_answer_ends_the_connection(
     ids=["long", "junk", "body"],
 )
 async def test_what_is_wrong_with_a_later_request_is_no_answer_to_this_one(
-    tmp_path: Path, later: bytes
+    connected: Any, later: bytes
 ) -> None:
     done: list[str] = []
     going = asyncio.Event()
@@ -162,7 +120,7 @@ async def test_what_is_wrong_with_a_later_request_is_no_answer_to_this_one(
         await going.wait()
         done.append(scope["path"])
 
-    connection, transport = connected(app, tmp_path)
+    connection, transport = connected(app)
     connection.data_received(HEAD + b"abcdef")
     await asyncio.sleep(0)
     connection.data_received(later)
@@ -176,7 +134,7 @@ async def test_what_is_wrong_with_a_later_request_is_no_answer_to_this_one(
 
 @pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
 async def test_a_request_that_failed_leaves_nothing_behind(
-    tmp_path: Path, error: type[BaseException]
+    connected: Any, error: type[BaseException]
 ) -> None:
     class Kept:
         """What an application had in its hands."""
@@ -188,7 +146,7 @@ async def test_a_request_that_failed_leaves_nothing_behind(
         left.add(kept)
         raise error
 
-    connection, _ = connected(app, tmp_path)
+    connection, _ = connected(app)
     logging.getLogger("uvicorn.error").addFilter(_swallow)
     gc.disable()
     try:
@@ -219,3 +177,17 @@ def test_a_target_that_asks_for_something_is_not_remembered() -> None:
         b"ticket=short",
     )
     assert _known_target.cache_info().currsize == size
+
+
+async def test_an_answer_that_is_written_at_once_goes_out_at_once(connected: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert written(send, 200, [(b"content-length", b"2")], b"ok")
+
+    connection, transport = connected(app)
+    connection.data_received(HEAD + b"abcdef")
+    await ended(connection)
+    assert transport.written.endswith(b"\r\n\r\nok")
+    assert transport.limits == [0], "nothing is kept back"
+    transport.write(b"later")
+    assert transport.limits == [0, None], "and what else is written is collected as before"
+    connection.connection_lost(None)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from tbot.core.money import MoneyText
-from tbot.journal.once import content_of, key_of
+from tbot.journal.once import contents_of, key_of
 from tbot.web.answers import json_answer
 from tbot.web.fields import PositiveAmount, _positive
 from tbot.web.once import _kept
@@ -49,7 +49,7 @@ def test_keys_and_contents_stay_what_they_were() -> None:
     for part in (b"POST /x", b"{}"):
         digest.update(len(part).to_bytes(4, "big") + part)
     for _ in range(2):
-        assert content_of(b"s" * 64, b"POST /x", b"{}") == digest.digest()
+        assert contents_of(b"s" * 64, b"POST /x")(b"{}") == digest.digest()
 
 
 _short: TypeAdapter[Decimal] = TypeAdapter(PositiveAmount)
