@@ -132,7 +132,7 @@ async def up(
         password = await _first_administrator(parts)
         server = tasks.start(serve_http(parts, listener, stopping.event), "http")
         stack.push_async_callback(_wait_for, server, stopping)
-        unready = await _wait_until_ready(parts)
+        unready = await wait_until_ready(parts)
         account_id = None if "market" in unready else await _first_account(parts)
         with _published(settings.data_dir / API_FILE, {"url": url}):
             tell(
@@ -244,8 +244,8 @@ async def _first_account(parts: Parts) -> UUID | None:
     return account_id
 
 
-async def _wait_until_ready(parts: Parts) -> dict[str, str]:
-    """Wait, for a bounded time, until every part is ready; answers what is not."""
+async def wait_until_ready(parts: Parts) -> dict[str, str]:
+    """Wait, for 30 s at most, until every part is ready; answers what is not, by name."""
     deadline_s = monotonic() + _READY_TIMEOUT_S
     while (unready := await parts.unready()) and monotonic() < deadline_s:
         await asyncio.sleep(0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,8 +13,10 @@ import typer
 from tbot.cli.console import err, load_settings, out, run
 from tbot.core import log
 from tbot.core.settings import Settings
+from tbot.core.tasks import Tasks
 
 if TYPE_CHECKING:
+    from tbot.boot import Parts
     from tbot.up import Started
 
 
@@ -69,8 +72,7 @@ def _banner(started: Started) -> None:
         out.print(f"            shown once; kept in {started.data_dir / ADMIN_FILE}")
     else:
         out.print(f"  Login     admin; its first password is in {started.data_dir / ADMIN_FILE}")
-    for name, why in started.unready.items():
-        out.print(f"  [yellow]Not ready[/] {name}: {why}")
+    _say_what_is_missing(started.unready)
     if started.account_id is not None:
         out.print("\nPlace a first order from another terminal in this folder:\n")
         out.print(first_order(started.url, started.account_id, program), markup=False)
@@ -99,8 +101,26 @@ async def _serve(settings: Settings) -> None:
         url = serving.address_of(listener)
         async with boot.running(settings, dsn, access, url) as parts:
             stopping.serving = True
-            out.print(f"T-Bot serves {url}")
-            await serving.serve_http(parts, listener, stopping.event)
+            tasks = Tasks("serve")
+            tasks.start(_tell_when_ready(parts, url), "tell")
+            try:
+                await serving.serve_http(parts, listener, stopping.event)
+            finally:
+                await tasks.stop()
+
+
+async def _tell_when_ready(parts: Parts, url: str) -> None:
+    """Who starts it by a script sends it orders once this is said: prices have come by then."""
+    from tbot.up import wait_until_ready
+
+    unready = await wait_until_ready(parts)
+    out.print(f"T-Bot serves {url}")
+    _say_what_is_missing(unready)
+
+
+def _say_what_is_missing(unready: Mapping[str, str]) -> None:
+    for name, why in unready.items():
+        out.print(f"  [yellow]Not ready[/] {name}: {why}")
 
 
 def migrate() -> None:
