@@ -241,23 +241,29 @@ async def test_a_database_that_is_away_delays_a_private_stream_and_a_bug_closes_
 ) -> None:
     account_id = await stack.account(USDT="1000")
     client = await stack.client()
-    await client.sub({"channel": "account", "account_id": str(account_id)})
-    snap = await client.hear()
-    faults: list[Exception] = [
-        asyncpg.InternalClientError("another operation is in progress"),
-        asyncpg.ConnectionDoesNotExistError("gone"),
-        ConnectionRefusedError("down"),
-    ]
+    faults: list[Exception] = []
+    looked = asyncio.Event()
     read = Journal._read
 
     async def faulty(self: Journal, *args: Any) -> Any:
         if faults:
             raise faults.pop(0)
-        return await read(self, *args)
+        found = await read(self, *args)
+        looked.set()
+        return found
 
     monkeypatch.setattr(Journal, "_read", faulty)
     monkeypatch.setattr(Journal, "remember", lambda self, entries: None)
     monkeypatch.setattr(Journal, "remembered", lambda self, *args: [])
+    await client.sub({"channel": "account", "account_id": str(account_id)})
+    snap = await client.hear()
+    # A new stream looks once by itself: were it still looking, it would find what comes now.
+    await asyncio.wait_for(looked.wait(), 10)
+    faults += [
+        asyncpg.InternalClientError("another operation is in progress"),
+        asyncpg.ConnectionDoesNotExistError("gone"),
+        ConnectionRefusedError("down"),
+    ]
     await stack.desk.place(account_id)
     stack.desk.bus.wake([f"head:{account_id}"])
     assert (await client.hear())["seq"] == snap["seq"] + 1
