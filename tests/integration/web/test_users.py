@@ -89,7 +89,8 @@ async def test_live_streams_end_with_what_their_user_was(site: Any, serve: Any) 
         for token in tokens:
             socket = await connect(url.replace("http", "ws") + "/v1/stream")
             await socket.send(json.dumps({"op": "auth", "token": token}))
-            assert "scopes" in (answer := json.loads(await socket.recv())) or "ok" in str(answer)
+            assert json.loads(await socket.recv())["op"] == "hello"
+            assert json.loads(await socket.recv())["op"] == "authed"
             sockets.append(socket)
         assert (await change(root, path, {"role": "viewer"})).status_code == 200
         for socket in sockets:
