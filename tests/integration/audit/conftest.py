@@ -24,9 +24,6 @@ from tbot.audit.offline import read_anchors, verify_file
 from tbot.audit.proof import Proof
 from tbot.audit.report import Report
 from tbot.audit.workspace import Workspace
-from tbot.orders import store as orders_store
-
-from ..conftest import BTC_USDT
 
 
 @dataclass
@@ -95,13 +92,6 @@ async def evidence(
     yield made
     await reader.close()
     await owner.close()
-
-
-@pytest.fixture
-async def listed(pool: Any) -> None:
-    """The paper venue has told of one instrument."""
-    async with pool.acquire() as connection:
-        await orders_store.save_instruments(connection, [BTC_USDT])
 
 
 @pytest.fixture

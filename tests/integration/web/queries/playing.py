@@ -321,8 +321,6 @@ async def ask_stores(connection: Any, account_id: UUID) -> None:
         await orders_store.placed_under(connection, order)
     await orders_store.find_external(connection, account_id)
     await orders_store.load_instruments(connection, "paper")
-    await ledger_store.list_accounts(connection, None, None, 10)
-    await ledger_store.list_accounts(connection, None, account_id, 10)
     await marks.balances_after(connection, account_id, 3)
     await auth_store.sweep_sessions(connection, 60)
     await factors.sweep_challenges(connection)
