@@ -7,18 +7,17 @@ certainly not executed, `OutcomeUnknown` means repeat it under the same key to l
 One task owns the connection. Requests await a future of their own, so a client that goes away never
 cancels SQL. There is no timer: a batch is whatever waits when the connection becomes free.
 
-There are two ways. The usual one decides ahead (`tbot.journal.ahead`): commands are decided a few at
-a time as they come, while the batch before theirs is written. Whatever needs a look into the
-database first, and whatever the usual way could not confirm, waits in the queue and goes the careful
-way (`tbot.journal.batch`): lock, read, decide, write, commit.
+There are two ways. The usual one decides ahead (`tbot.journal.ahead`): commands are decided as they
+come, a few in a row, while the batch before theirs is written. Whatever needs a look into the
+database first, and whatever the usual way could not confirm, waits in the queue and goes the
+careful way (`tbot.journal.batch`): lock, read, decide, write, commit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, overload
 
 import structlog
@@ -43,6 +42,7 @@ from tbot.journal.faults import RolledBack, is_conflict, is_outage, is_refusal
 from tbot.journal.once import Kept, Once
 from tbot.journal.projections import Projections
 from tbot.journal.queue import Answers, CommandQueue, Outcome, Pending, PendingOfMany
+from tbot.journal.session import bounded, end_session, free_lane
 
 _log = structlog.get_logger(__name__)
 
@@ -51,8 +51,6 @@ _BATCH_WHOLE: Final = 64
 _ROW: Final = 32
 """Commands that are decided in a row, where so many come at once."""
 _CAREFUL_BATCHES: Final = 8
-_LANE_CLASS: Final = 0x7B07
-_LANES: Final = 256
 
 _BATCH_SIZE = Histogram(
     "tbot_committer_batch_commands",
@@ -336,7 +334,7 @@ class Committer:
             batch.committing = True
             self._writing = True
             sending = asyncio.ensure_future(_send(connection, sql, parameters))
-            with _bounded(connection, self._settings.transaction_timeout_s + 1):
+            with bounded(connection, self._settings.transaction_timeout_s + 1):
                 await asyncio.sleep(0)  # until it is on its way
                 self._open_next()
                 await sending
@@ -432,8 +430,8 @@ class Committer:
     async def _open(self) -> None:
         connection = await self._connect()
         try:
-            with _bounded(connection, self._settings.transaction_timeout_s):
-                self._lane = await _free_lane(connection)
+            with bounded(connection, self._settings.transaction_timeout_s):
+                self._lane = await free_lane(connection)
                 session = await connection.fetchval("SELECT this_session()")
         except BaseException:
             connection.terminate()
@@ -451,7 +449,7 @@ class Committer:
         connection = self._connection
         assert connection is not None
         started_s = clock.boot_s()
-        with _bounded(connection, self._settings.transaction_timeout_s + 1):
+        with bounded(connection, self._settings.transaction_timeout_s + 1):
             await connection.execute("BEGIN")
             heads, context = await batch.lock(connection)
             await batch.load(connection, heads, self._projections, self._cache)
@@ -471,7 +469,7 @@ class Committer:
         self._cache.drop(batch.account_ids)
         if self._connection is not None:
             try:
-                with _bounded(self._connection, self._settings.transaction_timeout_s):
+                with bounded(self._connection, self._settings.transaction_timeout_s):
                     await self._connection.execute("ROLLBACK")
             except DATABASE_FAULTS:
                 self._discard()
@@ -521,10 +519,10 @@ class Committer:
                 await self._open()
                 assert self._connection is not None
                 rest_s = max(0.1, until_s - clock.boot_s())
-                with _bounded(self._connection, rest_s):
+                with bounded(self._connection, rest_s):
                     # First of all: what is still unread in the old session's socket must never be
                     # carried out, after we have found that it was not.
-                    await _end_session(self._connection, session, rest_s / 2)
+                    await end_session(self._connection, session, rest_s / 2)
                     # Without entries only keys were written: asking again finds them.
                     landed = bool(batch.entries) and await batch.landed(self._connection)
             except (*DATABASE_FAULTS, JournalUnavailable) as error:
@@ -566,37 +564,5 @@ class Committer:
             self._bus.wake(batch.wakes)
 
 
-@contextmanager
-def _bounded(connection: Connection, time_s_max: float) -> Iterator[None]:
-    """Terminate the connection when what is done on it takes longer: its waiter gets an error.
-
-    Never a cancellation: that could hit the next statement.
-    """
-    watchdog = asyncio.get_running_loop().call_later(time_s_max, connection.terminate)
-    try:
-        yield
-    finally:
-        watchdog.cancel()
-
-
 async def _send(connection: Connection, sql: str, parameters: Sequence[Any]) -> None:
     await connection.fetch(sql, *parameters)
-
-
-async def _end_session(connection: Connection, session: str, patience_s: float) -> None:
-    """Have a lost connection's session end.
-
-    Raises:
-        JournalUnavailable: It does not end.
-    """
-    sql = "SELECT end_session($1, $2)"
-    if not await connection.fetchval(sql, session, max(1, int(patience_s * 1000))):
-        raise JournalUnavailable("the session of the lost connection does not end")
-
-
-async def _free_lane(connection: Connection) -> int:
-    """A lane of the counters that no other committer on this database writes to."""
-    for lane in range(_LANES):
-        if await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", _LANE_CLASS, lane):
-            return lane
-    raise JournalUnavailable(f"more than {_LANES} committers on this database")
