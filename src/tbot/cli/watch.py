@@ -125,7 +125,8 @@ class Watcher:
 
     Args:
         view: What it keeps current.
-        account: None takes the user's oldest open trading account, and goes without where there is none.
+        account: None takes the user's oldest open trading account, and goes without where there is
+            none.
     """
 
     def __init__(self, view: View, account: str | None) -> None:
