@@ -239,13 +239,11 @@ def test_money_that_comes_twice_is_two_deposits() -> None:
 def test_every_movement_of_a_payment_tells_which_one_it_was() -> None:
     world = World(EUR="100")
     withdrawal = world.withdraw("10")
-    world.hear(withdrawal, "succeeded")
     deposit = world.hear(world.deposit("10"), "succeeded", "r1")
     world.hear(deposit, "succeeded", "r2", amount=Decimal(3))
     told = [(m.kind, m.reference_kind, m.reference) for m in world.moved[1:]]
     assert told == [
         ("payment.requested", "payment", str(withdrawal.id)),
-        ("payment.succeeded", "payment", str(withdrawal.id)),
         ("payment.received", "payment", str(deposit.id)),
         ("payment.received", "payment", str(payments.repeated_id(deposit.id, "r2"))),
     ]

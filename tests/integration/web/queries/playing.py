@@ -32,8 +32,14 @@ from tbot.journal import once, session
 from tbot.journal.batch import Batch, Committed
 from tbot.journal.commands import SYSTEM
 from tbot.journal.cursors import Journal, Place
-from tbot.ledger import marks, members_store, payments_store
-from tbot.ledger import transfers_flow, transfers_store, webhooks
+from tbot.ledger import (
+    marks,
+    members_store,
+    payments_store,
+    transfers_flow,
+    transfers_store,
+    webhooks,
+)
 from tbot.ledger.assets import save_assets
 from tbot.ledger.importing import check_file, import_file
 from tbot.ledger.payments_flow import apply_report
