@@ -244,7 +244,7 @@ def test_every_movement_of_a_payment_tells_which_one_it_was() -> None:
     told = [(m.kind, m.reference_kind, m.reference) for m in world.moved[1:]]
     assert told == [
         ("payment.requested", "payment", str(withdrawal.id)),
-        ("payment.received", "payment", str(deposit.id)),
+        ("payment.succeeded", "payment", str(deposit.id)),
         ("payment.received", "payment", str(payments.repeated_id(deposit.id, "r2"))),
     ]
 
