@@ -124,4 +124,4 @@ async def test_the_command_writes_what_the_server_says(
     await works.pop()
     lines = capfdbinary.readouterr().out.splitlines()
     found = [json.loads(line) for line in lines if line.startswith(b'{"type"')]
-    assert [line["type"] for line in found] == ["movement"] * 4 + ["closing"]
+    assert [line["type"] for line in found] == ["opening", *["movement"] * 4, "closing"]
