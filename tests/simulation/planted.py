@@ -309,12 +309,12 @@ PLANTED = (
     Planted(
         "resolved_without_lock",
         "Whether a COMMIT took effect is read without ending or waiting for the old session.",
-        patches=((Batch, "landed", _landed_unlocked), (committer, "_end_session", _left_alone)),
+        patches=((Batch, "landed", _landed_unlocked), (committer, "end_session", _left_alone)),
     ),
     Planted(
         "opening_not_waited_for",
         "The same, only for accounts that the lost batch opens: they have no row to lock yet.",
-        patches=((Batch, "landed", _landed_unopened), (committer, "_end_session", _left_alone)),
+        patches=((Batch, "landed", _landed_unopened), (committer, "end_session", _left_alone)),
     ),
     Planted(
         "cache_trusted",
@@ -398,6 +398,6 @@ PLANTED = (
     Planted(
         "no_watchdog",
         "Nobody watches a connection that went silent.",
-        patches=((committer, "_bounded", _unbounded),),
+        patches=((committer, "bounded", _unbounded),),
     ),
 )

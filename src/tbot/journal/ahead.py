@@ -1,9 +1,9 @@
 """Batches that are decided ahead of their locks.
 
-While one batch is being written the next is decided, command by command as they arrive, from the
-states in memory. So the processor has work while the disk writes, and a batch costs one round trip
-instead of five: a single statement locks the streams, compares their heads and the switches with
-what was assumed (`certify`, in the migrations), writes everything, and commits.
+While one batch is being written the next is decided, commands as they come, a few in a row, from
+the states in memory. So the processor has work while the disk writes, and a batch costs one round
+trip instead of five: a single statement locks the streams, compares their heads and the switches
+with what was assumed (`certify`, in the migrations), writes everything, and commits.
 
 Nothing here is trusted that the database does not confirm:
 

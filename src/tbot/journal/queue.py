@@ -171,11 +171,14 @@ class CommandQueue:
         self._room.set()
         return taken
 
-    def offer(self, accept: Callable[[Pending], bool]) -> None:
+    def offer(self, accept: Callable[[Pending], bool]) -> bool:
         """Hand over what waits, most urgent first, up to the first that is not accepted.
 
         Args:
             accept: Whether it takes one; it may put some back, and must not raise.
+
+        Returns:
+            Whether all were accepted.
         """
         for lane in self._lanes.values():
             while lane:
@@ -183,8 +186,9 @@ class CommandQueue:
                 self._length -= 1
                 if not accept(pending):
                     self.put_back([pending])
-                    return
+                    return False
                 self._room.set()
+        return True
 
     def expired(self, age_s_max: float) -> Iterator[Pending]:
         """Remove and yield what has waited longer than it may; reports never expire."""
@@ -203,10 +207,6 @@ class CommandQueue:
             if not self._length:
                 self._filled.clear()
             await self._filled.wait()
-
-    def stir(self) -> None:
-        """Let whoever waits look, although nothing came into the queue."""
-        self._filled.set()
 
     def close(self) -> None:
         """Take nothing more; what waits can still be taken."""

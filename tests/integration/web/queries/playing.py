@@ -27,7 +27,7 @@ from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
 from tbot.core.settings import AuthSettings, StreamSettings
 from tbot.gateway import gateway
-from tbot.journal import committer, once
+from tbot.journal import once, session
 from tbot.journal.batch import Batch, Committed
 from tbot.journal.commands import SYSTEM
 from tbot.journal.cursors import Journal, Place
@@ -367,7 +367,7 @@ async def ask_after_a_lost_commit(site: Any) -> None:
     batch = Batch([])
     batch.entries += durable[-1:]
     async with site.pool.acquire() as connection:
-        await committer._end_session(connection, "0 0", 0.1)
+        await session.end_session(connection, "0 0", 0.1)
         assert await batch.landed(connection)
 
 
