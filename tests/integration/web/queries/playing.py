@@ -32,9 +32,14 @@ from tbot.journal import once, session
 from tbot.journal.batch import Batch, Committed
 from tbot.journal.commands import SYSTEM
 from tbot.journal.cursors import Journal, Place
-from tbot.ledger import marks, members_store, payments_store
-from tbot.ledger import store as ledger_store
-from tbot.ledger import transfers_flow, transfers_store, webhooks
+from tbot.ledger import (
+    marks,
+    members_store,
+    payments_store,
+    transfers_flow,
+    transfers_store,
+    webhooks,
+)
 from tbot.ledger.assets import save_assets
 from tbot.ledger.importing import check_file, import_file
 from tbot.ledger.payments_flow import apply_report
@@ -321,8 +326,6 @@ async def ask_stores(connection: Any, account_id: UUID) -> None:
         await orders_store.placed_under(connection, order)
     await orders_store.find_external(connection, account_id)
     await orders_store.load_instruments(connection, "paper")
-    await ledger_store.list_accounts(connection, None, None, 10)
-    await ledger_store.list_accounts(connection, None, account_id, 10)
     await marks.balances_after(connection, account_id, 3)
     await auth_store.sweep_sessions(connection, 60)
     await factors.sweep_challenges(connection)
