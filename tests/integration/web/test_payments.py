@@ -354,7 +354,7 @@ async def test_a_large_withdrawal_needs_a_second_person(site: Any, problem: Any)
 
 
 async def test_fifty_small_withdrawals_at_once_do_not_go_around_the_approval(
-    new_site: Any, dsn: str
+    new_site: Any, site: Any, dsn: str
 ) -> None:
     strict = await new_site(payments={"approval_day_above": {"USDT": "100"}})
     async with strict.client("ann") as ann, strict.client("root") as root:
