@@ -10,11 +10,14 @@ from uuid import UUID, uuid4
 import pytest
 
 from tbot.boot import projections
+from tbot.core import clock
 from tbot.core.errors import ProviderAmbiguous, ProviderNotSent, ProviderRefused
 from tbot.core.ids import new_id
-from tbot.journal.commands import SYSTEM
+from tbot.journal.commands import SYSTEM, AccountState
 from tbot.ledger import store as ledger_store
+from tbot.ledger.payments import Kind, Payments
 from tbot.ledger.payments_reports import SubmitWithdrawal
+from tbot.ledger.payments_store import PaymentsProjection
 from tbot.ledger.provider import Order, Report, Said
 from tbot.verify import verify
 from tbot.web.payments import PaymentOut, PaymentPage
@@ -126,7 +129,8 @@ async def test_a_nasty_provider_pays_everything_once(
         # What the account starts with is a deposit that the provider knows nothing of.
         await dispatch(site, database_url)
         for _ in range(60):
-            assert (await ask(client, "deposit", account, "100")).status_code == 201
+            answer = await ask(client, "deposit", account, "100")
+            assert answer.status_code == 201, answer.text
         deposits = await settled(client, account, eventually)
         assert {d["state"] for d in deposits} == {"succeeded", "failed"}
         come = sum(Decimal(d["settled"]) for d in deposits)
@@ -242,15 +246,18 @@ async def test_a_definite_no_to_the_only_attempt_fails_it(
 async def test_absence_and_refusal_are_believed_only_after_a_long_time(
     new_site: Any, site: Any, dispatch: Any, database_url: str, eventually: Any
 ) -> None:
-    patient = await new_site(payments={**FAST, "absence_s": 0.3})
+    patient = await new_site(payments={**FAST, "absence_s": 3600})
     provider = Scripted(ProviderAmbiguous("?"), *[ProviderRefused("no")] * 1000)
     await dispatch(patient, database_url, provider)
     async with patient.client("ann") as client:
         account = await patient.cash(client, USDT="100")
-        await paid(client, account, "30")
+        payment = await paid(client, account, "30")
+        await eventually(lambda: provider.calls.count("submit") > 2)
+        now = (await client.get(f"/v1/payments/{payment['id']}")).json()
+        assert (now["state"], now["held"]) == ("submitted", "30")
+        patient.settings.payments.absence_s = 0.0  # as if that long had passed
         found = await settled(client, account, eventually)
         assert (found[0]["state"], found[0]["reason"]) == ("failed", "never_landed: no")
-        assert provider.calls.count("submit") > 2
         assert await usdt(client, account) == ("100", "0")
 
 
@@ -350,9 +357,35 @@ async def test_a_large_withdrawal_needs_a_second_person(site: Any, problem: Any)
         problem(await root.post(f"/v1/payments/{mine['id']}/approve"), 409, "payment_state")
 
 
-async def test_fifty_withdrawals_at_once_against_the_days_limit(
-    new_site: Any, site: Any, problem: Any
+async def test_fifty_small_withdrawals_at_once_do_not_go_around_the_approval(
+    new_site: Any, site: Any, dsn: str
 ) -> None:
+    strict = await new_site(payments={"approval_day_above": {"USDT": "100"}})
+    async with strict.client("ann") as ann, strict.client("root") as root:
+        account = await strict.cash(ann, USDT="10000")
+        made = await asyncio.gather(*(paid(ann, account, "10") for _ in range(50)))
+        waiting = [one for one in made if one["state"] == "awaiting_approval"]
+        assert (len(made) - len(waiting), len(waiting)) == (10, 40)
+        approved = await root.post(f"/v1/payments/{waiting[0]['id']}/approve")
+        assert approved.json()["state"] == "approved"
+        # What the tables say, for whoever reads the account next, is what was decided by.
+        state = AccountState(UUID(account["id"]), 0, b"", clock.utc_now())
+        async with strict.pool.acquire() as connection:
+            await PaymentsProjection().load(connection, [state])
+        read = state.part(Payments)
+        assert read.unapproved_total(clock.utc_now(), "USDT") == 100
+        today = clock.utc_now().date()
+        assert read.day_total(today, Kind.WITHDRAWAL, "USDT") == 500
+        assert (await paid(ann, account, "0.01"))["state"] == "awaiting_approval"
+    verdict = await verify(dsn, projections())
+    assert verdict.sound, verdict.faults
+
+
+async def test_fifty_withdrawals_at_once_against_the_days_limit(
+    new_site: Any, site: Any, problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.utc_now()
+    monkeypatch.setattr(clock, "utc_now", lambda: now)  # the day does not end meanwhile
     strict = await new_site(payments={"withdrawal_day_max": {"USDT": "100"}})
     async with strict.client("ann") as client:
         account = await strict.cash(client, USDT="10000")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import tempfile
-import time
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -15,10 +13,11 @@ from uuid import UUID
 
 import httpx
 
+from authenticator import Phone, unuse
 from tbot.auth import factors
 from tbot.auth import flow as auth_flow
 from tbot.auth import store as auth_store
-from tbot.auth import throttle, tickets, totp, users
+from tbot.auth import throttle, tickets, users
 from tbot.auth.flow import Principal
 from tbot.auth.scopes import Role
 from tbot.auth.state import touch
@@ -117,7 +116,8 @@ async def move_cash(site: Any, client: Any) -> None:
     body = {"account_id": str(one), "asset": "USDT", "amount": "5", "destination": "there"}
     assert (await client.post("/v1/withdrawals", json=body)).status_code == 201
     with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
-        file.write(f"source_account_id,target_account_id,asset,amount\n{one},{two},USDT,1\n")
+        file.write("source_account_id,target_account_id,asset,amount,key\n")
+        file.write(f"{one},{two},USDT,1,\n{one},{two},USDT,1,a key\n")
         file.flush()
         checked = await check_file(site.pool, Path(file.name))
         await import_file(site.pool, site.committer, SYSTEM, Path(file.name), checked)
@@ -284,7 +284,7 @@ async def show_who_one_is(site: Any, client: Any, account: dict[str, Any]) -> No
     # Somebody's factor goes, so that the table keeps another's.
     async with site.client("root") as root:
         begun = (await root.post("/v1/me/totp")).json()
-        code = totp.code_at(base64.b32decode(begun["secret"]), int(time.time()) // 30)
+        code = Phone(begun["secret"]).code()
         assert (await root.post("/v1/me/totp/confirm", json={"code": code})).status_code == 200
         assert (await root.delete("/v1/me/totp")).status_code == 204
         await root.post("/v1/api-keys", json={"name": "k", "scopes": ["admin"]})
@@ -295,18 +295,18 @@ async def show_who_one_is(site: Any, client: Any, account: dict[str, Any]) -> No
 
 async def show_a_second_factor(site: Any, client: Any) -> None:
     """Logins in two steps, steps up, and the sessions of it all."""
-    begun = (await client.post("/v1/me/totp")).json()
-    secret = base64.b32decode(begun["secret"])
-    step = int(time.time()) // 30
-    codes = [totp.code_at(secret, step + n) for n in (-1, 0, 1)]
-    first = await client.post("/v1/me/totp/confirm", json={"code": codes[0]})
+    phone = Phone((await client.post("/v1/me/totp")).json()["secret"])
+    first = await client.post("/v1/me/totp/confirm", json={"code": phone.code()})
+    await unuse(site.pool)
     recovery = first.json()["recovery_codes"]
     form = {"username": "fay", "password": "correct horse battery staple"}
-    for code in (codes[1], "000000", recovery[0]):
+    for code in (phone.code(), *phone.wrong(1), recovery[0]):
         waiting = (await client.post("/v1/token", data=form)).json()["mfa_token"]
         await client.post("/v1/token/mfa", json={"mfa_token": waiting, "code": code})
     await client.post("/v1/token", data={**form, "password": "wrong"})
-    assert (await client.post("/v1/token/step-up", json={"code": codes[2]})).status_code == 200
+    await unuse(site.pool)
+    proof = {"code": phone.code()}
+    assert (await client.post("/v1/token/step-up", json=proof)).status_code == 200
     assert (await client.post("/v1/me/totp/recovery-codes")).status_code == 200
     for path in ("/v1/sessions?limit=1", "/v1/me/totp", "/v1/api-keys", "/v1/me/security-events"):
         assert (await client.get(path)).status_code == 200
