@@ -56,6 +56,7 @@ class Proof:
         workspace: With the anchored heads, if there are any.
         key: Verifies the seal's signature; None leaves it unverified.
         newest_anchor: Index of the newest anchor that was read; None without an anchor file.
+        unsigned: Accept an export without a signature although there is a key.
         partial: Accept an export of some accounts: nothing is said about the others, nor about
             commands that reach into them.
     """
