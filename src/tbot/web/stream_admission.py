@@ -8,6 +8,7 @@ the server itself is late, those who are connected come first.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter as Tally
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from prometheus_client import Counter, Gauge
 from starlette.requests import HTTPConnection
 
 from tbot.auth.throttle import network
+from tbot.core.clock import boot_s
 from tbot.core.settings import StreamSettings
 from tbot.market.topics import CODECS, JSON, Codec
 
@@ -46,6 +48,8 @@ class Denial(NamedTuple):
     why: str
     retry_after_s: int = 0
     """At least."""
+    spread_s: tuple[int, int] = RETRY_AFTER_S
+    """From and to, of what chance says; the longer of the two counts."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -55,7 +59,7 @@ class Denial(NamedTuple):
             HTTPStatus.TOO_MANY_REQUESTS,
         ):
             return {}
-        return {"Retry-After": str(max(self.retry_after_s, random.randint(*RETRY_AFTER_S)))}
+        return {"Retry-After": str(max(self.retry_after_s, random.randint(*self.spread_s)))}
 
 
 class Admission:
@@ -67,6 +71,7 @@ class Admission:
     Attributes:
         addresses: Of IPv6, by the network of a site.
         draining: Nobody is let in any more.
+        drained_at_s: By the boot clock, when the last one will have been sent away.
         lag_s: How late timers are, smoothed.
     """
 
@@ -77,6 +82,7 @@ class Admission:
         self.addresses: Tally[str] = Tally()
         self.newcomers = 0
         self.draining = False
+        self.drained_at_s = 0.0
         self.lag_s = 0.0
 
     async def measure(self) -> None:
@@ -105,6 +111,8 @@ class Admission:
             return Denial(
                 HTTPStatus.TOO_MANY_REQUESTS, "too_many_clients", "too many from your address"
             )
+        if self.draining:
+            return self._drained()
         full = self._full()
         if full is not None:
             return Denial(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", full)
@@ -112,8 +120,6 @@ class Admission:
 
     def _full(self) -> str | None:
         settings = self._settings
-        if self.draining:
-            return "the server is going away"
         if self._clients() >= settings.clients_max:
             return "as many clients as there may be"
         if self.newcomers >= settings.newcomers_max:
@@ -121,6 +127,16 @@ class Admission:
         if self.lag_s * 1000 > settings.admission_lag_ms_max:
             return "too busy for newcomers at the moment"
         return None
+
+    def _drained(self) -> Denial:
+        """For as long as there is nobody else here to come to, and not a second longer.
+
+        Who was sent away comes back within the drain: to another process, if there is one, and
+        else to this one. They were sent away one after the other, so no chance has to part them.
+        """
+        left_s = max(1, math.ceil(self.drained_at_s - boot_s()))
+        why = "the server is going away"
+        return Denial(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", why, left_s, (0, 0))
 
     def _origin_allowed(self, connection: HTTPConnection) -> bool:
         """Programs send no Origin; pages must be our own or listed (attack: a foreign page)."""
