@@ -706,7 +706,7 @@ ALTER TABLE ONLY public.webhooks
 
 CREATE INDEX account_members_user ON public.account_members USING btree (user_id, account_id);
 
-CREATE INDEX accounts_owner ON public.accounts USING btree (owner_id, id);
+CREATE INDEX accounts_opened ON public.accounts USING btree (owner_id, opened_at, id);
 
 CREATE UNIQUE INDEX api_keys_name ON public.api_keys USING btree (user_id, name) WHERE (revoked_at IS NULL);
 

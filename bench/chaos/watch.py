@@ -12,6 +12,8 @@ import websockets
 from .clients import Pulse, Token
 
 HASH_BYTES = 8
+SUB = 1
+"""The id of the one thing that is asked."""
 TOKEN_OVER = (4001, 4003, 4103)
 
 
@@ -50,6 +52,11 @@ class Watcher:
             self.reconnects += 1
             await asyncio.sleep(random.uniform(0.05, 0.3))
 
+    def _refused(self, error: dict[str, Any]) -> None:
+        if not error.get("temporary"):
+            self.faults.append(f"{self.account} was refused at {self.seq}: {error}")
+        raise ConnectionError(str(error))
+
     async def _follow(self, url: str, token: str) -> None:
         address = url.replace("http", "ws") + "/v1/stream"
         async with websockets.connect(
@@ -64,13 +71,24 @@ class Watcher:
             channel: dict[str, Any] = {"channel": "account", "account_id": self.account}
             if self.first >= 0:
                 channel["resume"] = {"seq": self.seq, "hash": self.hash}
-            await socket.send(json.dumps({"op": "sub", "id": 1, "channels": [channel]}))
+            await socket.send(json.dumps({"op": "sub", "id": SUB, "channels": [channel]}))
             async for raw in socket:
                 self._heard(json.loads(raw))
 
     def _heard(self, message: dict[str, Any]) -> None:
+        """Take what was told.
+
+        Raises:
+            ConnectionError: The subscription was refused for now; another connection may get it.
+        """
         operation = message.get("op")
-        if operation == "subbed":
+        if operation == "error":
+            # Other errors are a connection's last words: how it ends says what to do.
+            if message.get("id") == SUB:
+                self._refused(message)
+        elif operation == "subbed" and "error" in message["subs"][0]:
+            self._refused(message["subs"][0]["error"])
+        elif operation == "subbed":
             if self.first >= 0 and not message["subs"][0].get("recovered"):
                 self.faults.append(f"{self.account} could not resume at {self.seq}: {message}")
         elif operation == "snap":

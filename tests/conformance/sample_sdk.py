@@ -18,7 +18,7 @@ from sdk_python import run, tell
 from sdk_scenarios import SCENARIOS
 
 SHORT_S = 35.0
-"""What a sample of a minute takes at most, beside its first round: it is not alone."""
+"""What a sample of a minute takes at most, beside its first round: other samples follow."""
 ROUNDS_MAX = 1000
 
 

@@ -123,8 +123,7 @@ class NastyServer:
 
     async def _stream(self, run: Run, line: wire.Wire, request: wire.Request) -> None:
         run.connections += 1
-        if run.ended_at_s is not None:
-            run.pauses_s.append(time.monotonic() - run.ended_at_s)
+        run.begins_anew()
         session = Session(run, line, request)
         session.events = request.path.endswith("events")
         if session.events:
@@ -146,7 +145,7 @@ class NastyServer:
             run.fault(f"not the client's fault: {error!r}")
             raise
         finally:
-            run.ended_at_s = time.monotonic()
+            run.ends()
             if line.unmasked:
                 run.fault("frames without a mask")
 

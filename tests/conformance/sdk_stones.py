@@ -75,6 +75,7 @@ def status(code: int, **headers: str) -> Meet:
 
     async def meet(session: Session) -> bool:
         problem = {"type": "about:blank", "status": code, "code": "nasty", "detail": "no"}
+        session.run.ends()
         await session.line.answer(code, problem, connection="close", **headers)
         return True
 

@@ -13,7 +13,6 @@ SQL = re.compile(
 CHOSEN = {
     # Each is one of a few constants, chosen a line or two above.
     ("src/tbot/audit/workspace.py", "done"): "a count of our own",
-    ("src/tbot/ledger/store.py", "whose"): "one of two conditions",
     ("src/tbot/ledger/webhooks.py", "condition"): "one of two conditions",
     ("src/tbot/market/candle_store.py", "conditions"): "conditions with numbered parameters",
     ("src/tbot/orders/store.py", "condition"): "one of a few conditions",

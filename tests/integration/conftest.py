@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from tbot import boot
@@ -29,6 +30,7 @@ from tbot.journal.committer import Committer
 from tbot.ledger.entries import Limits, OpenAccount
 from tbot.ledger.transfers import NewTransfer, create_transfers
 from tbot.market.book import Reference
+from tbot.orders import store as orders_store
 from tbot.orders.commands import PlaceOrder, RequestCancel
 from tbot.orders.reports import ApplyReport
 from tbot.orders.rules import OrderRequest
@@ -266,3 +268,10 @@ def undurable(monkeypatch: pytest.MonkeyPatch) -> None:
         """Whatever it is."""
 
     monkeypatch.setattr(boot, "require_durable", accept)
+
+
+@pytest.fixture
+async def listed(pool: asyncpg.Pool[Any]) -> None:
+    """The paper venue has told of one instrument."""
+    async with pool.acquire() as connection:
+        await orders_store.save_instruments(connection, [BTC_USDT])

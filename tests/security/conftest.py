@@ -45,7 +45,6 @@ SETTINGS: dict[str, Any] = {
     "risk": {"price_age_s_max": 86_400},
     # Short, so that nobody waits for what takes seconds; the defaults are asserted where they count.
     "stream": {
-        "auth_timeout_s": 1.0,
         "stall_timeout_s": 0.5,
         "queue_bytes_max": 65_536,
         "admission_lag_ms_max": 1e6,

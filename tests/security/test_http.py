@@ -57,7 +57,12 @@ async def test_a35_slow_headers_and_slow_bodies(world: Any) -> None:
     defaults = Settings().overload
     assert defaults.headers_timeout_s <= 30 and defaults.body_timeout_s <= 60
     server = await world.new_server(
-        overload={"headers_timeout_s": 0.3, "body_timeout_s": 0.3, "keep_alive_s": 60}
+        overload={
+            "lag_ms_max": 1e6,
+            "headers_timeout_s": 0.3,
+            "body_timeout_s": 0.3,
+            "keep_alive_s": 60,
+        }
     )
     person = await server.person()
     assert (await person.http.get("/v1/me")).status_code == 200

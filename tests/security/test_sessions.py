@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import time
 from typing import Any
 
 import httpx
 import pytest
 
-from tbot.auth import totp
+from authenticator import Phone, unuse
 from tbot.core.settings import AuthSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -27,20 +25,15 @@ async def kinds(client: httpx.AsyncClient) -> list[str]:
     return [item["kind"] for item in items]
 
 
-async def enrol(person: Any) -> bytes:
-    """Give somebody a second factor; its secret."""
+async def enrol(world: Any, person: Any) -> Phone:
+    """Give somebody a second factor, none of whose codes was used."""
     begun = await person.http.post("/v1/me/totp")
     assert begun.status_code in (200, 201), begun.text
-    secret = base64.b32decode(begun.json()["secret"])
-    code = totp.code_at(secret, int(time.time()) // 30)
-    answer = await person.http.post("/v1/me/totp/confirm", json={"code": code})
+    phone = Phone(begun.json()["secret"])
+    answer = await person.http.post("/v1/me/totp/confirm", json={"code": phone.code()})
     assert answer.status_code == 200, answer.text
-    return secret
-
-
-async def forget_steps(world: Any) -> None:
-    """As if time had passed: the code of this half minute is unused again."""
-    await world.site.pool.execute("UPDATE totp_factors SET last_step = 0")
+    await unuse(world.site.pool)
+    return phone
 
 
 async def test_a14_a_reused_refresh_token_ends_its_family(world: Any, problem: Any) -> None:
@@ -108,9 +101,8 @@ async def test_a17_logout_and_a_new_password_end_tokens_and_streams(
 
 async def test_a18_codes_are_good_once_and_not_to_be_guessed(world: Any, problem: Any) -> None:
     person = await world.person()
-    secret = await enrol(person)
-    await forget_steps(world)
-    code = totp.code_at(secret, int(time.time()) // 30)
+    phone = await enrol(world, person)
+    code = phone.code()
 
     async def second_step(client: httpx.AsyncClient, code: str) -> httpx.Response:
         waiting = problem(await world.log_in(client, person.name), 401, "mfa_required")
@@ -123,10 +115,11 @@ async def test_a18_codes_are_good_once_and_not_to_be_guessed(world: Any, problem
     problem(proof, 401, "invalid_code")
 
     thief = world.client()
-    statuses = [(await second_step(thief, f"{n:06}")).status_code for n in range(6)]
+    *wrong, last = phone.wrong(7)
+    statuses = [(await second_step(thief, one)).status_code for one in wrong]
     assert statuses == [401] * AuthSettings().failures_free + [429]
     waiting = problem(await world.log_in(thief, person.name), 401, "mfa_required")
-    body = {"mfa_token": waiting["mfa_token"], "code": "000000"}
+    body = {"mfa_token": waiting["mfa_token"], "code": last}
     blocked = await thief.post("/v1/token/mfa", json=body)
     problem(blocked, 429, "too_many_attempts")
     assert int(blocked.headers["retry-after"]) >= 1

@@ -253,7 +253,9 @@ def place(
     ] = None,
     tif: Annotated[str | None, typer.Option(help="gtc, ioc or fok (limit orders).")] = None,
     post_only: Annotated[bool, typer.Option(help="Never take liquidity.")] = False,
-    account: Annotated[str | None, typer.Option(help="Account id; default: your first.")] = None,
+    account: Annotated[
+        str | None, typer.Option(help="Account id; default: your only open trading account.")
+    ] = None,
     client_order_id: Annotated[str | None, typer.Option(help="Repeat under it safely.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the venue's word.")] = 5.0,
     username: Asking = None,
@@ -264,7 +266,7 @@ def place(
     async def work() -> Order:
         async with client_of(username) as client:
             return await client.place(
-                account or await _first_account(client),
+                account or await only_account(client),
                 symbol,
                 cast("Any", side),
                 quantity=quantity,
@@ -279,10 +281,19 @@ def place(
     _show([run(work())], as_json)
 
 
-async def _first_account(client: TBotClient) -> str:
-    async for account in client.accounts():
-        return str(account.id)
-    raise ConfigurationError("this user has no account: open one with POST /v1/accounts")
+async def only_account(client: TBotClient) -> str:
+    """The one account that can be meant where none was named."""
+    ids = [str(account.id) async for account in client.accounts(kind="trading", status="open")]
+    if not ids:
+        raise ConfigurationError(
+            "this user has no open trading account: open one with POST /v1/accounts"
+        )
+    if len(ids) > 1:
+        raise ConfigurationError(
+            f"this user has {len(ids)} open trading accounts, say which with --account:"
+            f" {', '.join(ids)}"
+        )
+    return ids[0]
 
 
 @orders.command("list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tbot.cli.console import REFUSED, err, load_settings, out, run
-from tbot.core import money
+from tbot.cli.console import err, load_settings, out, run
+from tbot.core import log, money
 from tbot.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ async def _pool(settings: Settings) -> AsyncIterator[asyncpg.Pool[Any]]:
         await pool.close()
 
 
+def _unlogged() -> None:
+    """Keep turns out of the log: the command says them in its own words."""
+    if "TBOT_LOG_LEVEL" not in os.environ:
+        log.configure("error")
+
+
 def _reason(text: str) -> str:
     if not text.strip():
         raise ConfigurationError("--reason needs some words")
@@ -100,23 +107,44 @@ def list_switches(
 
 
 @app.command("halt")
-def halt(name: Name, reason: Reason) -> None:
+def halt(
+    name: Name,
+    reason: Reason,
+    to_come: Annotated[
+        bool,
+        typer.Option("--to-come", help="Also a venue or instrument that is not known here yet."),
+    ] = False,
+) -> None:
     """Refuse new orders from now on; cancels and reports go on.
 
-    When it returns, no order that comes later is accepted.
+    When it returns, no order that comes later is accepted. A venue or instrument that is not known
+    here is refused: it is mistyped, or to come (--to-come).
     """
+    from tbot.boot import PAPER
     from tbot.gateway import switches
 
     settings, words = load_settings(), _reason(reason)
     switches.check_name(name)
+    _unlogged()
 
     async def work() -> None:
         actor = operator()
         async with _pool(settings) as pool, pool.acquire() as connection:
+            if not to_come:
+                _check_known(name, await switches.known_here(connection, (PAPER,)))
             await switches.halt(connection, name, words, f"{actor.kind} {actor.name}")
 
     run(work())
     out.print(f"{name} is halted.")
+
+
+def _check_known(name: str, known: dict[str, frozenset[str]]) -> None:
+    from tbot.gateway import switches
+
+    try:
+        switches.check_known(name, known)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error} (--to-come halts it in advance)") from None
 
 
 @app.command("resume")
@@ -136,11 +164,12 @@ def resume(
 
     settings, words = load_settings(), _reason(reason)
     switches.check_name(name)
+    _unlogged()
     situation, done = run(_resume(settings, name, words, confirm))
     _tell(situation)
     if done is None:
         out.print("Nothing was changed. Say --confirm to do this.")
-        raise typer.Exit(REFUSED)
+        return
     if situation.loss is not None:
         out.print(f"{done.closed} orders were closed.")
         for what, amounts in (("given to", done.funded), ("left at", done.surplus)):

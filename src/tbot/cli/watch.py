@@ -37,7 +37,8 @@ def watch(
     symbol: Annotated[str, typer.Argument(help="As BTC-USDT.")] = "BTC-USDT",
     interval: Annotated[str, typer.Option(help="Of the candles: 1s to 1d.")] = "1m",
     account: Annotated[
-        str | None, typer.Option(help="Whose orders to show; default: your first account.")
+        str | None,
+        typer.Option(help="Whose orders to show; default: your oldest open trading account."),
     ] = None,
     lines: Annotated[
         int | None,
@@ -124,7 +125,8 @@ class Watcher:
 
     Args:
         view: What it keeps current.
-        account: None takes the user's first, and goes without where there is none.
+        account: None takes the user's oldest open trading account, and goes without where there is
+            none.
     """
 
     def __init__(self, view: View, account: str | None) -> None:
@@ -142,7 +144,7 @@ class Watcher:
         """Follow until the end is wanted; what cannot be followed raises."""
         view = self.view
         if self._account is None:
-            async for first in client.accounts():
+            async for first in client.accounts(kind="trading", status="open"):
                 self._account = str(first.id)
                 break
         view.account = self._account

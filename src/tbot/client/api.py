@@ -157,9 +157,18 @@ class TBotClient:
         path = f"/v1/users/{user_id}"
         return await self._api.request(User, "PATCH", path, json=body, key=key, if_match=if_match)
 
-    def accounts(self) -> AsyncIterator[Account]:
-        """Your accounts, in the order of their ids."""
-        return self._api.pages(Account, "/v1/accounts", {})
+    def accounts(
+        self,
+        *,
+        kind: Literal["trading", "cash"] | None = None,
+        status: Literal["open", "frozen", "closed"] | None = None,
+    ) -> AsyncIterator[Account]:
+        """Your accounts, oldest first.
+
+        Args:
+            kind, status: Only these; None for all.
+        """
+        return self._api.pages(Account, "/v1/accounts", {"kind": kind, "status": status})
 
     async def account(self, account_id: UUID | str) -> Account:
         """One account."""

@@ -443,8 +443,8 @@ class StreamSettings(BaseModel):
     admission_lag_ms_max: float = Field(
         500.0,
         gt=0,
-        description="How late the server's own timers may be; then newcomers get 503, and those "
-        "who are connected are served.",
+        description="How late the server's own timers may be, four times in a row; then newcomers "
+        "get 503, and those who are connected are served.",
     )
     ticket_ttl_s: float = Field(
         30.0, gt=0, le=300, description="How long a ticket of `/v1/stream/tickets` is good."

@@ -8,8 +8,9 @@ be changed. Functions take a connection first.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -22,6 +23,8 @@ from tbot.core.errors import ConfigurationError, NotFound
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 
 REASON_LENGTH_MAX: Final = 500
+_TOLD: Final = 10
+"""Names that a refusal tells of."""
 _NAME: Final = re.compile(r"trading|venue:[a-z0-9_-]{1,32}|instrument:[a-z0-9_-]{1,32}:[A-Z0-9-]+")
 
 _log = structlog.get_logger(__name__)
@@ -43,16 +46,69 @@ class Turn:
 
 
 def check_name(name: str) -> str:
-    """A switch's name, if it is one.
+    """A switch's name, if it has the form of one.
+
+    Whether there is anything that it would halt is for `check_known` to say.
 
     Raises:
-        ConfigurationError: Nothing looks at a switch of this name.
+        ConfigurationError: No switch can be called that.
     """
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"{name!r} is no switch: there are trading, venue:NAME and instrument:VENUE:SYMBOL"
         )
     return name
+
+
+def check_known(name: str, known: Mapping[str, Collection[str]]) -> str:
+    """A switch's name, if there is something here that it halts.
+
+    For who halts: a mistyped name would halt nothing and look like success. Who resumes needs no
+    such check, a switch that is halted can always be released.
+
+    Args:
+        known: Venue → the symbols of its instruments, from `known_here`.
+
+    Raises:
+        ConfigurationError: No switch can be called that, or nothing of this name is known here;
+            the text says what is.
+    """
+    check_name(name)
+    _, _, what = name.partition(":")
+    venue, _, symbol = what.partition(":")
+    if not venue or (venue in known and (not symbol or symbol in known[venue])):
+        return name
+    if venue not in known:
+        raise ConfigurationError(
+            f"no venue {venue} is known here, {name} would halt nothing: known is"
+            f" {_some(venue, known)}"
+        )
+    raise ConfigurationError(
+        f"{venue} has no instrument {symbol}, {name} would halt nothing: known is"
+        f" {_some(symbol, known[venue])}"
+    )
+
+
+def _some(wrong: str, names: Collection[str]) -> str:
+    """What there is, those that were probably meant first."""
+    near = difflib.get_close_matches(wrong, names, _TOLD, 0.5)
+    told = [*near, *sorted(set(names) - set(near))][:_TOLD]
+    more = len(names) - len(told)
+    return (", ".join(told) or "none yet") + (f" and {more} more" if more else "")
+
+
+async def known_here(
+    connection: Connection, venues: Collection[str] = ()
+) -> dict[str, frozenset[str]]:
+    """What can be halted: venue → the symbols of its instruments, as last seen.
+
+    Args:
+        venues: Known also before they told of any instrument: those that are set up.
+    """
+    known: dict[str, set[str]] = {venue: set() for venue in venues}
+    for row in await connection.fetch("SELECT venue, symbol FROM instruments"):
+        known.setdefault(row["venue"], set()).add(row["symbol"])
+    return {venue: frozenset(symbols) for venue, symbols in known.items()}
 
 
 async def current(connection: Connection) -> Sequence[Turn]:

@@ -137,6 +137,9 @@ def _reference(data: Mapping[str, Any]) -> tuple[str | None, str | None]:
     accepted = data.get("accepted")
     if isinstance(accepted, dict):
         return "order", accepted.get("id")
+    new = data.get("new")
+    if isinstance(new, dict):  # a payment that was asked for, or one that came unasked
+        return "payment", new.get("id")
     for kind in ("order", "transfer", "payment"):
         thing = data.get(kind)
         if isinstance(thing, dict):
@@ -236,7 +239,16 @@ async def entries_between(
     return found
 
 
-def listed(running: Running, asset: str | None = None) -> list[tuple[str, Balance]]:
-    """A statement's opening or closing balances, by asset."""
-    chosen = running.balances if asset is None else {asset: running.balances.get(asset, Balance())}
-    return sorted(chosen.items())
+def listed(
+    running: Running, asset: str | None = None, other: Running | None = None
+) -> list[tuple[str, Balance]]:
+    """A statement's opening or closing balances, by asset.
+
+    Args:
+        other: The statement's other end: both list the same assets, with zero where there was
+            nothing, so that whoever reconciles finds a pair for each asset.
+    """
+    assets = {*running.balances, *(() if other is None else other.balances)}
+    if asset is not None:
+        assets = {asset}
+    return [(one, running.balances.get(one, Balance())) for one in sorted(assets)]

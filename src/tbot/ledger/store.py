@@ -7,8 +7,9 @@ function takes a connection first and commits nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -24,6 +25,7 @@ from tbot.ledger.entries import Account, Balance, Ledger, Limits
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
 _ACCOUNT_COLUMNS = "id, owner_id, name, kind, venue, status, limits, opened_at, updated_at"
 _WRITE_ACCOUNTS = """INSERT INTO accounts
  (id, owner_id, name, kind, venue, status, limits, opened_at, updated_at)
@@ -144,16 +146,33 @@ async def get_accounts(
 
 
 async def list_accounts(
-    connection: Connection, owner_id: UUID | None, after: UUID | None, limit: int
+    connection: Connection,
+    owner_id: UUID,
+    after: tuple[datetime, UUID] | None,
+    limit: int,
+    *,
+    kind: str | None = None,
+    status: str | None = None,
 ) -> list[tuple[Account, int]]:
-    """A page of accounts in id order, of one owner or (None) of all, with their sequences."""
-    # Two statements: one plan for both could use neither's index.
-    whose = "$1::uuid IS NULL" if owner_id is None else "owner_id = $1"
+    """A page of an owner's accounts, oldest first, with their sequences.
+
+    Not by id: the id of an account that was opened under a key follows from the key.
+
+    Args:
+        after: When the last one of the page before was opened, and its id.
+        limit: At most this many (>= 1).
+        kind, status: Only these; None for all.
+    """
+    # The sequence by a look-up for each row: a join could be planned as one of whole tables.
     rows = await connection.fetch(
-        f"SELECT {_ACCOUNT_COLUMNS}, s.seq FROM accounts JOIN streams s ON s.account_id = id"
-        f" WHERE {whose} AND id > $2 ORDER BY id LIMIT $3",
+        f"SELECT {_ACCOUNT_COLUMNS}, (SELECT s.seq FROM streams s WHERE s.account_id = id) AS seq"
+        " FROM accounts WHERE owner_id = $1 AND (opened_at, id) > ($2, $3)"
+        " AND ($4::text IS NULL OR kind = $4) AND ($5::text IS NULL OR status = $5)"
+        " ORDER BY opened_at, id LIMIT $6",
         owner_id,
-        after or FIRST_ID,
+        *(after or (_EVER, FIRST_ID)),
+        kind,
+        status,
         limit,
     )
     return [(_account(row), row["seq"]) for row in rows]

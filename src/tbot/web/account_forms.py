@@ -26,6 +26,9 @@ from tbot.web.problems import invalid
 
 _ASSETS_MAX = 50
 
+Kind = Literal["trading", "cash"]
+Status = Literal["open", "frozen", "closed"]
+
 
 class StartingAmount(Request):
     """An amount that an account starts with."""
@@ -98,7 +101,7 @@ class AccountChanges(Request):
 
     name: Name | None = None
     status: Annotated[
-        Literal["open", "frozen", "closed"] | None,
+        Status | None,
         Field(
             description="For administrators. On a frozen account money may come in and holds may "
             "be released, nothing else. Closing is for ever, and only for an account with "
@@ -106,9 +109,6 @@ class AccountChanges(Request):
         ),
     ] = None
     limits: ChangedLimits | None = None
-
-
-Kind = Literal["trading", "cash"]
 
 
 class NewAccount(Request):
@@ -148,7 +148,7 @@ class AccountOut(Answer):
     kind: Kind
     name: str
     venue: Annotated[str | None, Field(examples=["paper"], description="Null for a cash account.")]
-    status: Annotated[str, Field(examples=["open"], description="`open`, `frozen` or `closed`.")]
+    status: Status
     limits: LimitsOut
     sequence: Annotated[int, Field(description="Of its newest journal entry.")]
     created_at: Timestamp
@@ -156,7 +156,7 @@ class AccountOut(Answer):
 
 
 class AccountPage(Answer):
-    """A page of accounts, in the order of their ids."""
+    """A page of accounts: your own oldest first, shared ones in the order of their ids."""
 
     items: list[AccountOut]
     next: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import Query
@@ -23,8 +23,10 @@ from tbot.web.account_forms import (
     AccountPage,
     Balances,
     EquityOut,
+    Kind,
     NewAccount,
     Positions,
+    Status,
     account_json,
     check_new,
     deposits_of,
@@ -58,6 +60,9 @@ from tbot.web.statements import past_balances
 from tbot.web.valuation import Prices, positions_json, value
 
 routes = router("accounts")
+
+_LIST: Final = "accounts by age"
+"""As cursors name it: those that were given for the order of ids are refused."""
 
 
 @routes.post(
@@ -128,27 +133,37 @@ async def list_accounts(
     shared: Annotated[
         bool, Query(description="Those of others that are shared with you, instead of your own.")
     ] = False,
+    kind: Annotated[Kind | None, Query(description="Only of this kind, of your own.")] = None,
+    status: Annotated[Status | None, Query(description="Only in this state, of your own.")] = None,
     limit: PageLimit = None,
     cursor: PageCursor = None,
 ) -> Response:
-    """List your accounts, or those that are shared with you, in the order of their ids."""
+    """List your accounts, oldest first, or those shared with you, in the order of their ids."""
     size = page_limit(limit, parts)
     secret, reader = parts.auth.keys.cursor_secret, principal.user_id
-    filters = {"shared": "true"} if shared else {}
+    given = {"shared": "true" if shared else None, "kind": kind, "status": status}
+    filters: dict[str, str] = {name: value for name, value in given.items() if value is not None}
+    if shared and len(filters) > 1:
+        raise invalid("is for your own accounts only", parameter="kind" if kind else "status")
     after = None
     if cursor is not None:
-        after = UUID(str(decode_cursor(secret, reader, "accounts", filters, cursor)[0]))
+        opened_at, last_id = decode_cursor(secret, reader, _LIST, filters, cursor)
+        after = clock.unstamp(str(opened_at)), UUID(str(last_id))
     async with parts.pool.acquire() as connection:
         if shared:
-            ids = await members_store.shared_with(connection, reader, after, size + 1)
+            ids = await members_store.shared_with(
+                connection, reader, None if after is None else after[1], size + 1
+            )
             found = await store.get_accounts(connection, ids)
         else:
-            found = await store.list_accounts(connection, reader, after, size + 1)
+            found = await store.list_accounts(
+                connection, reader, after, size + 1, kind=kind, status=status
+            )
     headers = {}
     following = None
     if len(found) > size:
         last, _ = found[size - 1]
-        following = encode_cursor(secret, reader, "accounts", filters, [str(last.id)])
+        following = encode_cursor(secret, reader, _LIST, filters, [last.opened_at, str(last.id)])
         headers["Link"] = next_link(request, filters, size, following)
     page = {"items": [account_json(*item) for item in found[:size]], "next": following}
     return json_answer(page, headers=headers)

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from tbot.core import clock, money
 from tbot.core.money import MoneyText
+from tbot.core.refusals import Reason
 from tbot.ledger import store
 from tbot.ledger.entries import Balance
 from tbot.ledger.marks import Running, balances_after, balances_at
@@ -54,7 +55,7 @@ from tbot.web.fields import Answer, Asset, Id, Moment, Timestamp
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account
 from tbot.web.pages import Position, decode_cursor, encode_cursor, next_link
-from tbot.web.problems import invalid
+from tbot.web.problems import invalid, refused
 from tbot.web.routes import router
 
 routes = router("accounts")
@@ -200,12 +201,12 @@ def _movement_json(one: Movement) -> dict[str, Any]:
 
 
 def _ends_json(
-    kind: str, running: Running, asset: str | None, at: str | None
+    kind: str, running: Running, other: Running, asset: str | None, at: str | None
 ) -> list[dict[str, Any]]:
     """The first or last lines of an export: its opening or closing balances."""
     return [
         {"type": kind, "sequence": running.seq, "at": at, **balance}
-        for balance in balances_json(listed(running, asset))
+        for balance in balances_json(listed(running, asset, other))
     ]
 
 
@@ -213,7 +214,10 @@ def _ends_json(
     "/accounts/{account_id}/statement",
     operation_id="get_statement",
     response_model=Statement,
-    responses={**EXPORTED, **problems("invalid_cursor", "not_acceptable", "overloaded")},
+    responses={
+        **EXPORTED,
+        **problems("invalid_cursor", "not_acceptable", "overloaded", Reason.ASSET_UNKNOWN),
+    },
 )
 async def get_statement(
     request: HttpRequest,
@@ -237,7 +241,8 @@ async def get_statement(
 ) -> Response:
     """Get an account's statement: opening balances, every movement, closing balances.
 
-    Opening balance + movements = closing balance, for each asset. A page may have fewer items
+    Opening balance + movements = closing balance, for each asset; both ends list the same assets.
+    A page may have fewer items
     than asked for: follow `next` until it is null. As NDJSON or CSV the statement comes whole:
     lines of `type` `opening`, `movement` and, last, `closing`.
     """
@@ -247,6 +252,10 @@ async def get_statement(
         raise invalid("lies in the future", parameter="to")
     if begin is not None and end is not None and end < begin:
         raise invalid("lies before `from`", parameter="to")
+    if asset is not None:
+        unknown = await parts.orders.accounts.assets.check([(asset, money.ZERO)])
+        if unknown is not None:
+            raise refused(unknown)
     wanted = Filter(asset, holds)
     if form is Format.JSON:
         size = page_limit(limit, parts)
@@ -304,8 +313,8 @@ async def _page(
         following = encode_cursor(secret, reader, name, filters, place_in)
         headers["Link"] = next_link(request, filters, size, following)
     ends = [
-        {"sequence": one.seq, "balances": balances_json(listed(one, wanted.asset))}
-        for one in (opening, closing)
+        {"sequence": one.seq, "balances": balances_json(listed(one, wanted.asset, other))}
+        for one, other in ((opening, closing), (closing, opening))
     ]
     answer = {
         "account_id": account_id,
@@ -329,14 +338,14 @@ async def _exported(parts: Deps, asked: _Asked, format: Format) -> AsyncGenerato
     if format is Format.CSV:
         yield csv_lines([_COLUMNS])
     asset = asked.wanted.asset
-    yield encode(_ends_json("opening", opening, asset, asked.from_text))
+    yield encode(_ends_json("opening", opening, closing, asset, asked.from_text))
     running = opening
     while running.seq < span.last_seq:
         async with parts.pool.acquire() as connection:
             found = await entries_between(connection, running, span.last_seq, asked.wanted)
         if found:
             yield encode([{"type": "movement", **_movement_json(one)} for one in found])
-    yield encode(_ends_json("closing", closing, asset, clock.stamp(asked.end)))
+    yield encode(_ends_json("closing", closing, opening, asset, clock.stamp(asked.end)))
 
 
 _TEXTS: Final = frozenset({"kind", "counterpart", "reference_kind", "reference"})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter as Tally
+from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -30,12 +31,12 @@ TOKEN_PARAMETERS: Final = frozenset(
 )
 """Where other servers take credentials in an address; none of ours does."""
 LAG_INTERVAL_S: Final = 0.25
-_LAG_WEIGHT: Final = 0.3
-"""Of the newest measurement: a single long pause refuses nobody."""
+_LATE_IN_A_ROW: Final = 4
+"""Measurements: a single pause refuses nobody, however long; after it everybody comes back."""
 
 denied_total = Counter("tbot_stream_denied", "Connections refused.", ["code"])
 _newcomers = Gauge("tbot_stream_newcomers", "Connections that have not logged in yet.")
-_lag = Gauge("tbot_stream_late_seconds", "How late the loop's timers are, smoothed.")
+_lag = Gauge("tbot_stream_late_seconds", "How late timers are, several times in a row.")
 
 
 class Denial(NamedTuple):
@@ -67,7 +68,7 @@ class Admission:
     Attributes:
         addresses: Of IPv6, by the network of a site.
         draining: Nobody is let in any more.
-        lag_s: How late timers are, smoothed.
+        lag_s: How late the loop's timers were, each of the last few times.
     """
 
     def __init__(self, settings: StreamSettings, clients: Callable[[], int]) -> None:
@@ -77,6 +78,7 @@ class Admission:
         self.addresses: Tally[str] = Tally()
         self.newcomers = 0
         self.draining = False
+        self._late: deque[float] = deque([0.0], _LATE_IN_A_ROW)
         self.lag_s = 0.0
 
     async def measure(self) -> None:
@@ -85,9 +87,13 @@ class Admission:
         while True:
             due_s = loop.time() + LAG_INTERVAL_S
             await asyncio.sleep(LAG_INTERVAL_S)
-            late_s = max(0.0, loop.time() - due_s)
-            self.lag_s += _LAG_WEIGHT * (late_s - self.lag_s)
-            _lag.set(self.lag_s)
+            self.look(max(0.0, loop.time() - due_s))
+
+    def look(self, late_s: float) -> None:
+        """A timer went off so late; called a few times a second."""
+        self._late.append(late_s)
+        self.lag_s = min(self._late)
+        _lag.set(self.lag_s)
 
     def denial(self, connection: HTTPConnection, address: str) -> Denial | None:
         """Why this connection is not let in, if so."""

@@ -10,16 +10,16 @@ import pytest
 
 async def test_a_halt_and_its_end_at_the_command_line(tbot: Any, desk: Any) -> None:
     assert (await tbot("switches", "list"))[1] == "No switch was ever turned: everything trades.\n"
-    code, said, _ = await tbot("switches", "halt", "trading", "--reason", "an inspection")
-    assert (code, said) == (0, "trading is halted.\n")
+    code, said, told = await tbot("switches", "halt", "trading", "--reason", "an inspection")
+    assert (code, said, told) == (0, "trading is halted.\n", "")
     account = await desk.open(USDT="1000")
     assert (await desk.place(account)).detail == "an inspection"
     code, said, _ = await tbot("switches", "resume", "trading", "--reason", "done")
-    assert code == 1
+    assert code == 0, "what was asked for was shown"
     assert "Nothing was changed. Say --confirm to do this." in said
     assert "an inspection" in said
-    code, said, _ = await tbot("switches", "resume", "trading", "--reason", "done", "--confirm")
-    assert code == 0
+    code, said, told = await tbot("switches", "resume", "trading", "--reason", "done", "--confirm")
+    assert (code, told) == (0, "")
     assert said.endswith("trading is resumed.\n")
     assert (await desk.place(account)).result.order
     code, said, _ = await tbot("switches", "list", "trading", "--json")
@@ -45,3 +45,37 @@ def test_bad_input_is_one_clear_line(tbot_here: Any, arguments: list[str], words
     assert code in (1, 2)
     assert words in told
     assert (said, told.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("instrument:paper:BTCUSDT", "paper has no instrument BTCUSDT"),
+        ("instrument:paper:BTCUSDT", "known is BTC-USDT"),
+        ("venue:papper", "no venue papper is known here"),
+        ("instrument:papper:BTC-USDT", "known is paper"),
+    ],
+)
+async def test_a_mistyped_name_halts_nothing_and_does_not_look_like_it_did(
+    tbot: Any, listed: Any, name: str, words: str
+) -> None:
+    code, said, told = await tbot("switches", "halt", name, "--reason", "typo")
+    assert (code, said) == (2, "")
+    assert words in told
+    assert "--to-come" in told
+    assert (await tbot("switches", "list"))[1] == "No switch was ever turned: everything trades.\n"
+
+
+async def test_something_to_come_is_halted_in_advance_and_resumed(tbot: Any, desk: Any) -> None:
+    name = "instrument:paper:NEW-USDT"
+    code, said, told = await tbot("switches", "halt", name, "--reason", "wait", "--to-come")
+    assert (code, said) == (0, f"{name} is halted.\n"), told
+    code, said, told = await tbot("switches", "resume", name, "--reason", "go", "--confirm")
+    assert code == 0, told
+    assert said.endswith(f"{name} is resumed.\n")
+
+
+@pytest.mark.parametrize("name", ["venue:paper", "instrument:paper:BTC-USDT"])
+async def test_what_is_known_is_halted(tbot: Any, listed: Any, name: str) -> None:
+    code, said, _ = await tbot("switches", "halt", name, "--reason", "stop")
+    assert (code, said) == (0, f"{name} is halted.\n")

@@ -270,7 +270,7 @@ async def test_newcomers_and_a_late_server_are_told_to_come_back(new_stack: Any)
         assert 1 <= int(refused.value.response.headers["retry-after"]) <= 5
         assert json.loads(refused.value.response.body)["code"] == "overloaded"
     assert stack.streams.admission.newcomers <= 2
-    stack.streams.admission.lag_s = 1e6
+    stack.streams.settings.admission_lag_ms_max = -1.0  # no timer is ever that early
     with pytest.raises(InvalidStatus) as refused:
         await stack.dial()
     assert refused.value.response.status_code == 503
@@ -292,7 +292,7 @@ async def test_a_refused_handshake_is_no_error_of_the_server(
 ) -> None:
     logger = logging.getLogger("uvicorn.error")
     logger.addHandler(caplog.handler)
-    stack.streams.admission.lag_s = 1e6
+    stack.streams.settings.admission_lag_ms_max = -1.0  # no timer is ever that early
     try:
         with pytest.raises(InvalidStatus) as refused:
             await stack.dial()

@@ -59,6 +59,36 @@ async def test_pages_of_accounts(site: Any) -> None:
         assert second.json()["next"] is None
 
 
+async def test_accounts_go_by_age_and_not_by_ids_that_follow_from_keys(site: Any) -> None:
+    async with site.client("ann") as client:
+        ids = []
+        for number in range(6):
+            body: dict[str, Any] = {"name": "main", "starting_balance": []}
+            if number % 2:
+                body = {"kind": "cash", "name": "till"}
+            key = {"Idempotency-Key": f'"key-{number}"'}
+            answer = await client.post("/v1/accounts", json=body, headers=key)
+            assert answer.status_code == 201, answer.text
+            ids.append(answer.json()["id"])
+        assert ids != sorted(ids), "keys that show something"
+
+        async def listed(query: str) -> list[str]:
+            found, answer = [], await client.get(f"/v1/accounts?limit=2&{query}")
+            while True:
+                assert answer.status_code == 200, answer.text
+                found += [account["id"] for account in answer.json()["items"]]
+                if answer.json()["next"] is None:
+                    return found
+                answer = await client.get(answer.links["next"]["url"])
+
+        assert await listed("") == ids
+        assert await listed("kind=trading") == ids[::2]
+        assert await listed("kind=cash&status=open") == ids[1::2]
+        assert await listed("status=closed") == []
+        both = await client.get("/v1/accounts?shared=true&kind=cash")
+        assert (both.status_code, both.json()["code"]) == (422, "validation_failed")
+
+
 async def test_positions_and_equity_after_a_fill(site: Any) -> None:
     async with site.client("ann") as client:
         account = await site.account(client, USDT="1000")

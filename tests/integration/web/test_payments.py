@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from tbot.boot import projections
+from tbot.core import clock
 from tbot.core.errors import ProviderAmbiguous, ProviderNotSent, ProviderRefused
 from tbot.core.ids import new_id
 from tbot.journal.commands import SYSTEM
@@ -126,7 +127,8 @@ async def test_a_nasty_provider_pays_everything_once(
         # What the account starts with is a deposit that the provider knows nothing of.
         await dispatch(site, database_url)
         for _ in range(60):
-            assert (await ask(client, "deposit", account, "100")).status_code == 201
+            answer = await ask(client, "deposit", account, "100")
+            assert answer.status_code == 201, answer.text
         deposits = await settled(client, account, eventually)
         assert {d["state"] for d in deposits} == {"succeeded", "failed"}
         come = sum(Decimal(d["settled"]) for d in deposits)
@@ -242,15 +244,18 @@ async def test_a_definite_no_to_the_only_attempt_fails_it(
 async def test_absence_and_refusal_are_believed_only_after_a_long_time(
     new_site: Any, site: Any, dispatch: Any, database_url: str, eventually: Any
 ) -> None:
-    patient = await new_site(payments={**FAST, "absence_s": 0.3})
+    patient = await new_site(payments={**FAST, "absence_s": 3600})
     provider = Scripted(ProviderAmbiguous("?"), *[ProviderRefused("no")] * 1000)
     await dispatch(patient, database_url, provider)
     async with patient.client("ann") as client:
         account = await patient.cash(client, USDT="100")
-        await paid(client, account, "30")
+        payment = await paid(client, account, "30")
+        await eventually(lambda: provider.calls.count("submit") > 2)
+        now = (await client.get(f"/v1/payments/{payment['id']}")).json()
+        assert (now["state"], now["held"]) == ("submitted", "30")
+        patient.settings.payments.absence_s = 0.0  # as if that long had passed
         found = await settled(client, account, eventually)
         assert (found[0]["state"], found[0]["reason"]) == ("failed", "never_landed: no")
-        assert provider.calls.count("submit") > 2
         assert await usdt(client, account) == ("100", "0")
 
 
@@ -351,8 +356,10 @@ async def test_a_large_withdrawal_needs_a_second_person(site: Any, problem: Any)
 
 
 async def test_fifty_withdrawals_at_once_against_the_days_limit(
-    new_site: Any, site: Any, problem: Any
+    new_site: Any, site: Any, problem: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = clock.utc_now()
+    monkeypatch.setattr(clock, "utc_now", lambda: now)  # the day does not end meanwhile
     strict = await new_site(payments={"withdrawal_day_max": {"USDT": "100"}})
     async with strict.client("ann") as client:
         account = await strict.cash(client, USDT="10000")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import time
 from typing import Any
 
 import httpx
 import pytest
 
-from tbot.auth import totp
+from authenticator import Phone
 from tbot.client import AuthError, TBotClient
 
 PASSWORD = "correct horse battery staple"
@@ -35,10 +33,8 @@ async def test_an_api_key_is_enough(site: Any) -> None:
 async def test_the_second_factor_is_asked_for_when_it_is_needed(site: Any) -> None:
     async with site.client("ann") as ann:
         cash = await site.cash(ann, USDT="10")
-        secret = base64.b32decode((await ann.post("/v1/me/totp")).json()["secret"])
-        step = int(time.time()) // 30
-        code = totp.code_at(secret, step)
-        confirmed = await ann.post("/v1/me/totp/confirm", json={"code": code})
+        phone = Phone((await ann.post("/v1/me/totp")).json()["secret"])
+        confirmed = await ann.post("/v1/me/totp/confirm", json={"code": phone.code()})
         codes = confirmed.json()["recovery_codes"]
     asked = []
 
@@ -58,7 +54,7 @@ async def test_the_second_factor_is_asked_for_when_it_is_needed(site: Any) -> No
             await client.me()
         assert raised.value.code == "mfa_required"
     async with sdk(
-        site, username="ann", password=PASSWORD, second_factor=lambda: "000000"
+        site, username="ann", password=PASSWORD, second_factor=lambda: phone.wrong(1)[0]
     ) as client:
         with pytest.raises(AuthError) as raised:
             await client.me()

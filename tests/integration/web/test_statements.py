@@ -74,7 +74,7 @@ def adds_up(opening: list[Any], items: list[dict[str, Any]], closing: list[Any])
     pairs = (("total", "amount"), ("available", "available_change"), ("held", "held_change"))
     running = {one["asset"]: {n: Decimal(one[n]) for n, _ in pairs} for one in opening}
     for item in items:
-        balance = running.setdefault(item["asset"], {n: Decimal(0) for n, _ in pairs})
+        balance = running[item["asset"]]
         for name, change in pairs:
             balance[name] += Decimal(item[change])
             assert balance[name] == Decimal(item[name]), item
@@ -85,7 +85,11 @@ async def test_opening_and_movements_are_closing_however_it_is_paged(traded: Any
     client, url = traded
     whole, items = await paged(client, f"{url}/statement", 100)
     adds_up(whole["opening"]["balances"], items, whole["closing"]["balances"])
-    assert whole["opening"] == {"sequence": 0, "balances": []}
+    assert whole["opening"]["sequence"] == 0
+    nothing = {"total": "0", "available": "0", "held": "0"}
+    assert whole["opening"]["balances"] == [
+        {"asset": one["asset"], **nothing} for one in whole["closing"]["balances"]
+    ]
     assert (await client.get(f"{url}/balances")).json()["balances"] == whole["closing"]["balances"]
     kinds = [item["kind"] for item in items]
     assert kinds[:3] == ["account.deposited", "account.deposited", "order.accepted"]
@@ -107,10 +111,10 @@ async def test_filters(traded: Any) -> None:
     bitcoin, found = await paged(client, f"{url}/statement?asset=BTC", 2)
     assert found == [item for item in items if item["asset"] == "BTC"]
     assert [one["asset"] for one in bitcoin["closing"]["balances"]] == ["BTC"]
-    adds_up(bitcoin["opening"]["balances"] or [], found, bitcoin["closing"]["balances"])
+    adds_up(bitcoin["opening"]["balances"], found, bitcoin["closing"]["balances"])
     _, booked = await paged(client, f"{url}/statement?holds=false", 1)
     assert booked == [item for item in items if item["amount"] != "0"]
-    nothing, none = await paged(client, f"{url}/statement?asset=DOGE", 1)
+    nothing, none = await paged(client, f"{url}/statement?asset=ETH", 1)
     assert none == [] and nothing["closing"]["balances"][0]["total"] == "0"
 
 
@@ -124,7 +128,15 @@ async def test_statements_that_adjoin_leave_nothing_out_and_count_nothing_twice(
         after, later = await paged(client, f"{url}/statement?from={cut}", 3)
         assert earlier + later == items
         assert all(item["at"] < cut for item in earlier)
-        assert before["closing"] == after["opening"]
+        assert before["closing"]["sequence"] == after["opening"]["sequence"]
+        # What comes later opens with zero; before, it was not there at all.
+        known = {one["asset"]: one for one in before["closing"]["balances"]}
+        for one in after["opening"]["balances"]:
+            if one["asset"] in known:
+                assert one == known.pop(one["asset"])
+            else:
+                assert one["total"] == one["available"] == one["held"] == "0"
+        assert not known
         adds_up(after["opening"]["balances"], later, after["closing"]["balances"])
 
 
@@ -138,7 +150,7 @@ async def test_what_happens_later_does_not_move_into_a_statement_once_begun(trad
         page = await client.get(page.links["next"]["url"])
         items += page.json()["items"]
         assert page.json()["to"] == first.json()["to"]
-    adds_up([], items, first.json()["closing"]["balances"])
+    adds_up(first.json()["opening"]["balances"], items, first.json()["closing"]["balances"])
 
 
 async def test_ndjson_and_csv_say_what_the_pages_say(traded: Any) -> None:
@@ -148,8 +160,11 @@ async def test_ndjson_and_csv_say_what_the_pages_say(traded: Any) -> None:
     answer = await client.get(span, headers={"Accept": "application/x-ndjson"})
     assert answer.headers["content-type"] == "application/x-ndjson; charset=utf-8"
     lines = [json.loads(line) for line in answer.text.splitlines()]
-    assert [line.pop("type") for line in lines] == ["movement"] * len(items) + ["closing"] * 2
-    assert lines[: len(items)] == items
+    types = ["opening"] * 2 + ["movement"] * len(items) + ["closing"] * 2
+    assert [line.pop("type") for line in lines] == types
+    assert lines[2:-2] == items
+    for line, balance in zip(lines[:2], whole["opening"]["balances"], strict=True):
+        assert line == {**balance, "sequence": 0, "at": None}
     for line, balance in zip(lines[-2:], whole["closing"]["balances"], strict=True):
         assert line == {**balance, "sequence": whole["closing"]["sequence"], "at": whole["to"]}
     answer = await client.get(span, headers={"Accept": "text/csv"})
@@ -162,8 +177,8 @@ async def test_ndjson_and_csv_say_what_the_pages_say(traded: Any) -> None:
     assert answer.headers["cache-control"] == "no-store"
     assert all(line.endswith("\r\n") for line in answer.text.splitlines(keepends=True))
     rows = list(csv.DictReader(io.StringIO(answer.text, newline="")))
-    assert [row["type"] for row in rows] == ["movement"] * len(items) + ["closing"] * 2
-    for row, item in zip(rows, items, strict=False):
+    assert [row["type"] for row in rows] == types
+    for row, item in zip(rows[2:], items, strict=False):
         row.pop("type")
         assert row == {name: "" if value is None else str(value) for name, value in item.items()}
 
@@ -208,6 +223,9 @@ async def test_what_a_statement_refuses(traded: Any, site: Any, problem: Any) ->
     assert problem(await client.get(span), 422, "validation_failed")["errors"] == [
         {"parameter": "to", "detail": "lies before `from`"}
     ]
+    for accept in ("application/json", "text/csv"):
+        answer = await client.get(f"{url}/statement?asset=NOPE", headers={"Accept": accept})
+        problem(answer, 422, "asset_unknown")
     cursor = (await client.get(f"{url}/statement?limit=1")).json()["next"]
     for query in (
         f"cursor={cursor}&asset=BTC",

@@ -28,7 +28,7 @@ FAST: dict[str, Any] = {
     "attempts_max": 3,
     "retry_base_s": 0.02,
     "retry_max_s": 0.05,
-    "timeout_s": 1.0,
+    "timeout_s": 30.0,
     "scan_interval_s": 0.02,
 }
 
@@ -170,8 +170,9 @@ async def test_a_failed_attempt_is_repeated_under_the_same_id_before_anything_fo
 
 
 async def test_what_is_never_taken_is_a_dead_letter_and_can_be_replayed(
-    quick: Any, deliver: Any, database_url: str, receiver: Receiver, eventually: Any
+    new_site: Any, site: Any, deliver: Any, database_url: str, receiver: Receiver, eventually: Any
 ) -> None:
+    quick = await new_site(webhooks={**FAST, "timeout_s": 1.0})
     async with quick.client("ann") as client:
         account = await quick.cash(client)
         receiver.script = [204, 503, 503, "hang"]
@@ -486,7 +487,7 @@ async def test_a_name_is_resolved_once_checked_and_used_as_checked(receiver: Rec
 
     url = f"http://rebinding.example:{port}/x"
     for addresses in (["127.0.0.1"], ["8.8.8.8", "10.1.1.1"], ["::ffff:127.0.0.1"], []):
-        sender = Sender(False, 1.0, 1, resolving(*addresses))
+        sender = Sender(False, 30.0, 1, resolving(*addresses))
         outcome = await sender.post(url, {}, b"{}")
         await sender.close()
         assert outcome.status is None
@@ -494,7 +495,7 @@ async def test_a_name_is_resolved_once_checked_and_used_as_checked(receiver: Rec
     assert receiver.messages == []
     # Where it is allowed, the request goes to the very address that was resolved, once.
     asked.clear()
-    sender = Sender(True, 1.0, 1, resolving("127.0.0.1"))
+    sender = Sender(True, 30.0, 1, resolving("127.0.0.1"))
     outcome = await sender.post(url, {}, b"{}")
     await sender.close()
     assert (outcome.status, outcome.error) == (204, None)

@@ -20,7 +20,6 @@ from tbot.audit.report import Kind, Report
 
 FIXED = settings(
     max_examples=300,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

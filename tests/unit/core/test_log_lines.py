@@ -33,7 +33,6 @@ _VALUES: Any = st.one_of(
 _NAMES = st.sampled_from(["order", "error", "client", "code", "note", "password"])
 
 
-@settings(deadline=None)
 @given(_TEXTS)
 @example("baſic abcdefgh")
 @example("a\ntbk_0123456789abcdef")
@@ -43,7 +42,7 @@ def test_what_is_masked_was_suspicious_first(text: str) -> None:
     assert log.masked(text) == found
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(_TEXTS, st.dictionaries(_NAMES, _VALUES, max_size=4))
 def test_the_quick_line_says_what_the_careful_one_would(event: str, fields: Any) -> None:
     whole = {"event": event, "level": "info", "logger": "t", "timestamp": "now", **fields}

@@ -224,7 +224,7 @@ def check(watch: Watch) -> None:
     assert watch.last_id == watch.tape.last_id
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(acts=actions)
 def test_any_course_of_events_keeps_the_books(
     new_pit: Callable[[], Any], acts: list[tuple[Any, ...]]

@@ -76,7 +76,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
     return made
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(name=st.sampled_from(sorted(CALLS)), params=PARAMS, likely=st.booleans())
 def test_calls_answer_or_refuse(
     gate: Gate, name: str, params: dict[str, str], likely: bool
@@ -97,7 +97,7 @@ def test_calls_answer_or_refuse(
     assert gate.floor.state.imbalance() == {}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     text=st.one_of(
         st.binary(max_size=40),

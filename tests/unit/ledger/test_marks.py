@@ -97,7 +97,7 @@ def replay(tables: Tables, last: int) -> dict[str, Balance]:
 
 
 @given(stream=streams, every=st.integers(1, 9), keep=st.integers(0, 2**40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 async def test_any_moment_equals_a_replay(stream: Any, every: int, keep: int) -> None:
     with patch.object(marks, "EVERY", every):
         tables = Tables(stream)

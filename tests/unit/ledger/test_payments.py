@@ -22,6 +22,7 @@ from tbot.journal.commands import SYSTEM, AccountState, Actor, Context, Drafts, 
 from tbot.journal.projections import Projections
 from tbot.ledger import payments
 from tbot.ledger.entries import NOTHING, ChangeAccount, Ledger, Limits, OpenAccount
+from tbot.ledger.marks import Running
 from tbot.ledger.payments import FINAL, Kind, Payment, Payments, Rules, State, may_become
 from tbot.ledger.payments_commands import (
     CancelPayment,
@@ -38,6 +39,7 @@ from tbot.ledger.payments_reports import (
 )
 from tbot.ledger.payments_store import PaymentsProjection
 from tbot.ledger.provider import Report, Said
+from tbot.ledger.statements import Movement, movements_of
 from tbot.ledger.store import LedgerProjection
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -65,6 +67,8 @@ class World:
         self.state = AccountState(self.id, 0, chain.genesis(self.id), NOON)
         self.counters: dict[tuple[str, str], Decimal] = {}
         self.kinds: list[str] = []
+        self.running = Running(self.id)
+        self.moved: list[Movement] = []
         amounts = {asset: Decimal(text) for asset, text in balances.items()}
         self.do(OpenAccount(new_id(), SYSTEM, self.id, OWNER, "a", venue, limits, amounts))
 
@@ -98,6 +102,7 @@ class World:
             entry = chain.read(body)
             PROJECTIONS.apply(self.state, entry)
             self.kinds.append(entry.kind)
+            self.moved += movements_of(entry, self.running)
             for holder, asset, text in entry.postings:
                 if holder not in ("available", "held"):
                     key = holder, asset
@@ -229,6 +234,19 @@ def test_money_that_comes_twice_is_two_deposits() -> None:
     second = world.part.find(payments.repeated_id(payment.id, "r2"))
     assert second is not None
     assert (second.parent_id, second.reference, second.settled) == (payment.id, "r2", 3)
+
+
+def test_every_movement_of_a_payment_tells_which_one_it_was() -> None:
+    world = World(EUR="100")
+    withdrawal = world.withdraw("10")
+    deposit = world.hear(world.deposit("10"), "succeeded", "r1")
+    world.hear(deposit, "succeeded", "r2", amount=Decimal(3))
+    told = [(m.kind, m.reference_kind, m.reference) for m in world.moved[1:]]
+    assert told == [
+        ("payment.requested", "payment", str(withdrawal.id)),
+        ("payment.succeeded", "payment", str(deposit.id)),
+        ("payment.received", "payment", str(payments.repeated_id(deposit.id, "r2"))),
+    ]
 
 
 def test_late_money_is_credited_to_an_expired_deposit_and_a_closed_account() -> None:

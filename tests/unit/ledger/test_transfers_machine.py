@@ -406,4 +406,4 @@ class Desk(RuleBasedStateMachine):
 
 
 TestDesk = Desk.TestCase
-TestDesk.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestDesk.settings = settings(max_examples=150, stateful_step_count=50)

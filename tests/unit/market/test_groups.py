@@ -91,7 +91,7 @@ ACTIONS = st.lists(
 
 
 @pytest.mark.parametrize("members_max", [2, 250])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(actions=ACTIONS)
 def test_whoever_comes_goes_stalls_or_changes_their_mind_nothing_is_lost_or_repeated(
     members_max: int, actions: list[tuple[str, int]]

@@ -333,7 +333,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(actions=ACTIONS)
 def test_any_reader_ends_with_the_truth_and_knows_all_it_missed(
     actions: list[tuple[str, int]],

@@ -315,4 +315,4 @@ class Account(RuleBasedStateMachine):
 
 
 TestAccount = Account.TestCase
-TestAccount.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAccount.settings = settings(max_examples=60, stateful_step_count=40)

@@ -35,7 +35,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(requests, st.floats(-0.25, 0.25), st.floats(10, 20), st.booleans())
 def test_the_venues_counters_are_never_exceeded(
     script: list[tuple[float, float, float, int, bool]],

@@ -45,6 +45,21 @@ def test_a_user_is_counted_until_the_last_connection_is_gone() -> None:
     assert not admission.users and not admission.addresses
 
 
+def test_a_single_pause_refuses_nobody_and_a_late_server_does() -> None:
+    """After a pause everybody comes back at once, and they have to be let in."""
+    admission = Admission(StreamSettings(admission_lag_ms_max=500), lambda: 0)
+    for late_s in (0.0, 0.0, 0.0, 0.0, 5.0, 0.01, 0.0):
+        admission.look(late_s)
+        assert denied(admission, "192.0.2.1") is None
+    for _ in range(3):
+        admission.look(0.6)
+        assert denied(admission, "192.0.2.1") is None
+    admission.look(0.6)
+    assert denied(admission, "192.0.2.1") == "overloaded"
+    admission.look(0.4)
+    assert denied(admission, "192.0.2.1") is None
+
+
 @pytest.mark.parametrize("per_s", [0.2, 0.5, 3.0, 10.0, 1000.0])
 def test_a_message_that_may_be_sent_is_taken_by_one_who_has_waited(per_s: float) -> None:
     settings = StreamSettings(orders_per_s_max=per_s, orders_in_flight_max=40)
