@@ -41,6 +41,11 @@ class PaymentSettings(BaseModel):
         default_factory=lambda: {"*": Decimal(10_000)},
         description="A withdrawal above this needs a second person's approval.",
     )
+    approval_day_above: PerAsset = Field(
+        default_factory=lambda: {"*": Decimal(25_000)},
+        description="A withdrawal that takes an account's sum of 24 hours, without those that a "
+        "second person approved, above this needs approval too.",
+    )
     withdrawal_fee: PerAsset = Field(
         default_factory=dict, description="Fee of one withdrawal, on top of its amount."
     )

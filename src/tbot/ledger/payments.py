@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
@@ -143,9 +143,15 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
         return self.state in FINAL
 
     @property
-    def day(self) -> date:
-        """The UTC day that it counts for."""
-        return clock.unstamp(self.created_at).date()
+    def hour(self) -> datetime:
+        """The UTC hour that it counts for."""
+        return hour_of(clock.unstamp(self.created_at))
+
+    @property
+    def unapproved(self) -> bool:
+        """Whether it is a withdrawal that went out, or will, without a second person."""
+        out = self.kind is Kind.WITHDRAWAL and self.state in COUNTED
+        return out and self.state is not State.AWAITING_APPROVAL and self.decided_by is None
 
     def to_data(self) -> dict[str, Any]:
         """As its first entry keeps it, without what the entry says itself."""
@@ -211,6 +217,7 @@ class Rules:
 
     Attributes:
         approval_above: A withdrawal above this needs a second person.
+        approval_day_above: So does one that takes the sum of 24 hours above this.
         open_max: Most open payments of one account.
         deposit_ttl: How long a deposit waits for its money.
     """
@@ -220,6 +227,7 @@ class Rules:
     withdrawal_max: Mapping[str, Decimal]
     withdrawal_day_max: Mapping[str, Decimal]
     approval_above: Mapping[str, Decimal]
+    approval_day_above: Mapping[str, Decimal]
     withdrawal_fee: Mapping[str, Decimal]
     open_max: int
     deposit_ttl: timedelta
@@ -238,10 +246,16 @@ class Rules:
         """The fee of a withdrawal."""
         return _of(self.withdrawal_fee, asset) or money.ZERO
 
-    def needs_approval(self, asset: str, amount: Decimal) -> bool:
-        """Whether a second person has to approve a withdrawal."""
-        above = _of(self.approval_above, asset)
-        return above is not None and amount > above
+    def needs_approval(self, asset: str, amount: Decimal, unapproved: Decimal) -> bool:
+        """Whether a second person has to approve a withdrawal.
+
+        Args:
+            unapproved: What went out before it without one: see `Payments.unapproved_total`.
+        """
+        above, day_above = _of(self.approval_above, asset), _of(self.approval_day_above, asset)
+        if above is not None and amount > above:
+            return True
+        return day_above is not None and unapproved + amount > day_above
 
 
 def _of(amounts: Mapping[str, Decimal], asset: str) -> Decimal | None:
@@ -249,6 +263,7 @@ def _of(amounts: Mapping[str, Decimal], asset: str) -> Decimal | None:
 
 
 type DayKey = tuple[date, Kind, str]
+type HourKey = tuple[datetime, str]
 
 
 class Payments:
@@ -259,14 +274,17 @@ class Payments:
         recalled: Final ones that were read for this batch or became final in it.
         totals: (UTC day, kind, asset) → what counts towards that day's limit; yesterday's too,
             since a day may end between reading and deciding.
+        unapproved: (UTC hour, asset) → withdrawals that nobody approved. By the hour, because a
+            sum that began anew at midnight would let twice as much out around it.
     """
 
-    __slots__ = ("changed", "created", "open", "recalled", "totals")
+    __slots__ = ("changed", "created", "open", "recalled", "totals", "unapproved")
 
     def __init__(self) -> None:
         self.open: dict[UUID, Payment] = {}
         self.recalled: dict[UUID, Payment] = {}
         self.totals: dict[DayKey, Decimal] = {}
+        self.unapproved: dict[HourKey, Decimal] = {}
         self.created: set[UUID] = set()
         self.changed: set[UUID] = set()
 
@@ -277,6 +295,15 @@ class Payments:
     def day_total(self, day: date, kind: Kind, asset: str) -> Decimal:
         """What counts towards a day's limit so far."""
         return self.totals.get((day, kind, asset), money.ZERO)
+
+    def unapproved_total(self, at: datetime, asset: str) -> Decimal:
+        """What was withdrawn without approval in the 24 hours before, and the hour they began in.
+
+        The whole of that hour: the sum is never too small.
+        """
+        first = hour_of(at) - _UNAPPROVED_FOR
+        found = self.unapproved.items()
+        return sum((n for (hour, one), n in found if one == asset and hour >= first), money.ZERO)
 
     def unfinished(self) -> str | None:
         """What keeps the account from being closed."""
@@ -291,6 +318,13 @@ class Payments:
             self.recalled.pop(payment.id, None)
             self.open[payment.id] = payment
 
+    def put_sums(
+        self, hour: datetime, kind: Kind, asset: str, total: Decimal, unapproved: Decimal
+    ) -> None:
+        """Take in what the tables have of an hour; once for each, before anything is counted."""
+        _add(self.totals, (hour.date(), kind, asset), total)
+        _add(self.unapproved, (hour, asset), unapproved)
+
     def forget(self) -> None:
         """Drop what only one batch needed; the tables are up to date."""
         self.recalled.clear()
@@ -298,21 +332,39 @@ class Payments:
         self.changed.clear()
 
     def count(self, before: Payment | None, after: Payment, today: date) -> None:
-        """Keep the days' totals in step with a payment's change."""
+        """Keep the sums of days and hours in step with a payment's change."""
         first = first_day(today)
-        for key in [key for key in self.totals if key[0] < first]:
-            del self.totals[key]
-        counted = before is not None and before.state in COUNTED
-        counts = after.state in COUNTED
-        if counted == counts or after.day < first:
+        for day_key in [key for key in self.totals if key[0] < first]:
+            del self.totals[day_key]
+        for hour_key in [key for key in self.unapproved if key[0].date() < first]:
+            del self.unapproved[hour_key]
+        hour = after.hour
+        if hour.date() < first:
             return
-        key = (after.day, after.kind, after.asset)
-        change = after.amount if counts else -after.amount
-        total = self.totals.get(key, money.ZERO) + change
-        if total:
-            self.totals[key] = total
-        else:
-            self.totals.pop(key, None)
+        counted = before is not None and before.state in COUNTED
+        if counted != (after.state in COUNTED):
+            change = -after.amount if counted else after.amount
+            _add(self.totals, (hour.date(), after.kind, after.asset), change)
+        unapproved = before is not None and before.unapproved
+        if unapproved != after.unapproved:
+            change = -after.amount if unapproved else after.amount
+            _add(self.unapproved, (hour, after.asset), change)
+
+
+def _add[Key](sums: dict[Key, Decimal], key: Key, change: Decimal) -> None:
+    total = sums.get(key, money.ZERO) + change
+    if total:
+        sums[key] = total
+    else:
+        sums.pop(key, None)
+
+
+_UNAPPROVED_FOR: Final = timedelta(hours=24)
+
+
+def hour_of(at: datetime) -> datetime:
+    """When the UTC hour of a moment began."""
+    return at.replace(minute=0, second=0, microsecond=0)
 
 
 def first_day(today: date) -> date:

@@ -242,7 +242,9 @@ class RequestWithdrawal(PaymentRequest):
                 f"{money.text(spendable)} can be spent",
                 {"needed": money.text(amount + fee), "available": money.text(spendable)},
             )
-        waits = self.rules.needs_approval(asset, amount)
+        at = max(context.now, state.at)
+        unapproved = state.part(Payments).unapproved_total(at, asset)
+        waits = self.rules.needs_approval(asset, amount, unapproved)
         payment = Payment(
             id=self.payment_id,
             account_id=self.account_id,

@@ -64,6 +64,7 @@ def rules_of(settings: PaymentSettings) -> Rules:
         withdrawal_max=settings.withdrawal_max,
         withdrawal_day_max=settings.withdrawal_day_max,
         approval_above=settings.approval_above,
+        approval_day_above=settings.approval_day_above,
         withdrawal_fee=settings.withdrawal_fee,
         open_max=settings.open_max,
         deposit_ttl=timedelta(seconds=settings.deposit_ttl_s),

@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from tbot.core import clock
+from tbot.core import clock, money
 from tbot.core.errors import NotFound
 from tbot.core.ids import LAST_ID
 from tbot.journal.commands import AccountState, Command, States
@@ -64,8 +64,9 @@ _UPDATE: Final = "UPDATE payments p SET {} FROM unnest({}) AS u ({}) WHERE p.id 
     ", ".join(f"{{{i}}}::{t}[]" for i, (_, t) in enumerate(_CHANGING)),
     ", ".join(n for n, _ in _CHANGING),
 )
-_TOTALS: Final = f"""SELECT account_id, (created_at AT TIME ZONE 'UTC')::date AS day, kind, asset,
- sum(amount) AS total FROM payments
+_TOTALS: Final = f"""SELECT account_id, date_trunc('hour', created_at, 'UTC') AS hour, kind, asset,
+ sum(amount) AS total, sum(amount) FILTER (WHERE kind = 'withdrawal'
+  AND state <> 'awaiting_approval' AND decided_by IS NULL) AS unapproved FROM payments
 WHERE account_id = ANY($1::uuid[]) AND created_at >= $2 AND state IN {_COUNTED_SQL}
 GROUP BY 1, 2, 3, 4"""
 
@@ -89,8 +90,13 @@ class PaymentsProjection(Projection):
             by_id[row["account_id"]].put(_payment(row))
         since = datetime.combine(first_day(clock.utc_now().date()), time(), UTC)
         for row in await connection.fetch(_TOTALS, ids, since):
-            key = row["day"], Kind(row["kind"]), row["asset"]
-            by_id[row["account_id"]].totals[key] = row["total"]
+            by_id[row["account_id"]].put_sums(
+                row["hour"].astimezone(UTC),
+                Kind(row["kind"]),
+                row["asset"],
+                row["total"],
+                row["unapproved"] or money.ZERO,
+            )
 
     async def fetch(
         self, connection: asyncpg.Connection[Any], commands: Sequence[Command[Any]], states: States

@@ -13,9 +13,11 @@ from tbot.boot import projections
 from tbot.core import clock
 from tbot.core.errors import ProviderAmbiguous, ProviderNotSent, ProviderRefused
 from tbot.core.ids import new_id
-from tbot.journal.commands import SYSTEM
+from tbot.journal.commands import SYSTEM, AccountState
 from tbot.ledger import store as ledger_store
+from tbot.ledger.payments import Kind, Payments
 from tbot.ledger.payments_reports import SubmitWithdrawal
+from tbot.ledger.payments_store import PaymentsProjection
 from tbot.ledger.provider import Order, Report, Said
 from tbot.verify import verify
 from tbot.web.payments import PaymentOut, PaymentPage
@@ -353,6 +355,30 @@ async def test_a_large_withdrawal_needs_a_second_person(site: Any, problem: Any)
         assert await usdt(root, own) == ("50000", "0")
         problem(await root.post(f"/v1/payments/{uuid4()}/approve"), 404, "not_found")
         problem(await root.post(f"/v1/payments/{mine['id']}/approve"), 409, "payment_state")
+
+
+async def test_fifty_small_withdrawals_at_once_do_not_go_around_the_approval(
+    new_site: Any, site: Any, dsn: str
+) -> None:
+    strict = await new_site(payments={"approval_day_above": {"USDT": "100"}})
+    async with strict.client("ann") as ann, strict.client("root") as root:
+        account = await strict.cash(ann, USDT="10000")
+        made = await asyncio.gather(*(paid(ann, account, "10") for _ in range(50)))
+        waiting = [one for one in made if one["state"] == "awaiting_approval"]
+        assert (len(made) - len(waiting), len(waiting)) == (10, 40)
+        approved = await root.post(f"/v1/payments/{waiting[0]['id']}/approve")
+        assert approved.json()["state"] == "approved"
+        # What the tables say, for whoever reads the account next, is what was decided by.
+        state = AccountState(UUID(account["id"]), 0, b"", clock.utc_now())
+        async with strict.pool.acquire() as connection:
+            await PaymentsProjection().load(connection, [state])
+        read = state.part(Payments)
+        assert read.unapproved_total(clock.utc_now(), "USDT") == 100
+        today = clock.utc_now().date()
+        assert read.day_total(today, Kind.WITHDRAWAL, "USDT") == 500
+        assert (await paid(ann, account, "0.01"))["state"] == "awaiting_approval"
+    verdict = await verify(dsn, projections())
+    assert verdict.sound, verdict.faults
 
 
 async def test_fifty_withdrawals_at_once_against_the_days_limit(

@@ -51,6 +51,7 @@ RULES = Rules(
     withdrawal_max={"*": Decimal(500)},
     withdrawal_day_max={"EUR": Decimal(600)},
     approval_above={"*": Decimal(100)},
+    approval_day_above={},
     withdrawal_fee={"EUR": Decimal("0.5")},
     open_max=10,
     deposit_ttl=timedelta(hours=24),
@@ -466,6 +467,91 @@ def test_whatever_happens_the_books_follow_from_the_payments(steps: Any) -> None
     total = sum((p.amount for p in out if p.state in payments.COUNTED), Decimal(0))
     assert world.part.day_total(NOON.date(), Kind.WITHDRAWAL, "EUR") == total <= 600
     assert sum(world.counters.values()) + Decimal(available) + held == 0
+
+
+DAILY = replace(
+    RULES, withdrawal_day_max={}, approval_day_above={"EUR": Decimal(250)}, open_max=1000
+)
+
+
+def test_many_small_withdrawals_need_approval_as_one_large_does() -> None:
+    world = World(EUR="1000", BTC="1000")
+    first = [world.withdraw("100", rules=DAILY) for _ in range(2)]
+    assert [one.state for one in first] == [State.APPROVED, State.APPROVED]
+    waiting = world.withdraw("51", rules=DAILY)
+    assert waiting.state is State.AWAITING_APPROVAL
+    assert world.withdraw("50", rules=DAILY).state is State.APPROVED, "it comes to 250, not above"
+    assert world.withdraw("0.01", rules=DAILY).state is State.AWAITING_APPROVAL
+    assert world.withdraw("100", "BTC", rules=DAILY).state is State.APPROVED, "no limit for it"
+    # Approved by a second person, it takes nothing of what may go out without one; what is
+    # canceled gives back what it took.
+    world.decide(waiting, APPROVER, True)
+    world.cancel(first[0])
+    assert world.withdraw("100", rules=DAILY).state is State.APPROVED
+    assert world.withdraw("0.01", rules=DAILY).state is State.AWAITING_APPROVAL
+
+
+def test_no_midnight_begins_the_sum_anew() -> None:
+    world = World(EUR="1000")
+    world.now = NOON.replace(hour=23, minute=30)
+    for _ in range(2):
+        assert world.withdraw("100", rules=DAILY).state is State.APPROVED
+    world.now += timedelta(hours=1)
+    assert world.withdraw("51", rules=DAILY).state is State.AWAITING_APPROVAL
+    world.now = NOON.replace(hour=23, minute=59) + timedelta(days=1)
+    assert world.withdraw("51", rules=DAILY).state is State.AWAITING_APPROVAL, "the hour counts"
+    world.now += timedelta(minutes=1)
+    assert world.withdraw("100", rules=DAILY).state is State.APPROVED
+
+
+_DAYS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["withdraw", "withdraw", "wait", "submit", "cancel", "approve", "reject", "hear"]
+        ),
+        st.integers(0, 5),
+        st.sampled_from(["10", "60", "100", "101", "0.01"]),
+        _SAID,
+        st.integers(1, 14 * 60),
+    ),
+    max_size=40,
+)
+
+
+@given(_DAYS)
+def test_what_nobody_approved_never_exceeds_its_threshold(steps: Any) -> None:
+    """In no 24 hours; and nothing waits that 25 hours leave room for."""
+    world = World(EUR="100000")
+    known: list[UUID] = []
+
+    def unapproved(hours: int) -> Decimal:
+        every = [p for p in map(world.part.find, known) if p is not None and p.unapproved]
+        since = world.now - timedelta(hours=hours)
+        return sum((p.amount for p in every if clock.unstamp(p.created_at) >= since), Decimal(0))
+
+    for action, which, amount, said, minutes in steps:
+        if action == "wait":
+            world.now += timedelta(minutes=minutes)
+            continue
+        if action == "withdraw":
+            before, longer = unapproved(24), unapproved(25)
+            payment = world.withdraw(amount, rules=DAILY)
+            known.append(payment.id)
+            if payment.state is State.APPROVED:
+                assert before + Decimal(amount) <= 250
+            else:
+                assert Decimal(amount) > 100 or longer + Decimal(amount) > 250
+            continue
+        if not known:
+            continue
+        payment = world.part.find(known[which % len(known)])
+        assert payment is not None
+        if action == "hear":
+            world.hear(payment, said, f"r{payment.id}")
+        elif action in ("approve", "reject"):
+            world.decide(payment, APPROVER, action == "approve")
+        else:
+            getattr(world, action)(payment)
 
 
 def test_a_payment_is_read_from_its_entry_as_it_was_written() -> None:
