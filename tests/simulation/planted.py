@@ -137,8 +137,8 @@ class _NotOpened(Through):
         return "" if sql.startswith("INSERT") else await super().execute(sql, *args, **more)
 
 
-_write, _landed, _lock = Batch.write, Batch.landed, Batch.lock
-_recover, _fail, _fetch = Committer._recover, Pending.fail, KeptAnswers.fetch
+_write, _landed = Batch.write, Batch.landed
+_recover, _fail = Committer._recover, Pending.fail
 
 
 async def _answers_early(self: Batch, connection: Any, *more: Any) -> None:
