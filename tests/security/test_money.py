@@ -61,7 +61,7 @@ async def test_a54_a_key_again_changed_at_once_and_after_a_crash(
     elsewhere = strict.client(person.token)
 
     async def place(client: Any, key: str, **changes: Any) -> Any:
-        body = order(account, **changes)
+        body = {**order(account), **changes}
         return await client.post("/v1/orders", json=body, headers={"Idempotency-Key": key})
 
     first = await place(person.http, '"changed"')

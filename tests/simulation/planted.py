@@ -16,7 +16,7 @@ from unittest import mock
 import asyncpg
 
 from tbot.core.errors import JournalUnavailable, OutcomeUnknown
-from tbot.journal import committer, once
+from tbot.journal import committer, faults, once
 from tbot.journal.ahead import AheadBatch
 from tbot.journal.batch import Batch, StateCache
 from tbot.journal.commands import Accepted
@@ -205,7 +205,7 @@ def _refusals_unkept(self: KeptAnswers, key: Any, outcome: Any) -> None:
         _keep(self, key, outcome)
 
 
-_is_conflict = committer.is_conflict
+_is_conflict = faults.is_conflict
 
 
 def _taken_key_is_none(error: Exception) -> bool:
