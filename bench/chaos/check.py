@@ -91,6 +91,9 @@ def _check_answers(told: Story, findings: Findings) -> None:
     for asked in told.requests.values():
         if asked.how in ("gave_up", "open"):
             findings.unclear.append(f"{asked} had no clear answer")
+        for repeated in asked.repeated:
+            if repeated != asked.results:
+                findings.answers.append(f"{asked}: items {asked.results} first, then {repeated}")
         for again in asked.again:
             if again["how"] not in ("ack", "refused"):
                 continue

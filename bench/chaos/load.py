@@ -15,7 +15,7 @@ from typing import Any
 
 from .clients import Floor, Request, Told
 from .story import AT_THE_EDGE, PASSING
-from .wire import Line
+from .wire import Answer, Line
 
 SYMBOLS = ("BTC-USDT", "ETH-USDT", "SOL-USDT")
 CASH_OVERDRAFT = "2000"
@@ -290,16 +290,37 @@ class Client:
         await self._floor.asked(request)
         told = await self._floor.insist(request, self._lines, self._home, self._random)
         if told.answer is not None and told.accepted:
-            results = told.answer.json()["results"]
-            self._floor.log.note(
-                "items",
-                n=request.number,
-                unclear=told.unclear,
-                results=[
-                    [item["status"], (item.get("transfer") or {}).get("id")] for item in results
-                ],
-            )
+            results = _results(told.answer)
+            self._floor.log.note("items", n=request.number, unclear=told.unclear, results=results)
+            if self._random.random() < 0.5 and all(status < 500 for status, _ in results):
+                await self._bulk_again(request, items)
         self._floor.ended(request, told)
+
+    async def _bulk_again(self, request: Request, items: list[dict[str, Any]]) -> None:
+        """The same list is answered alike; every other one under its key is refused."""
+        rng, floor = self._random, self._floor
+        others = [items[::-1], items[1:], items[:-1], [*items, self._item()]]
+        more = f"{Decimal(items[0]['amount']) + Decimal('0.01'):f}"
+        others.append([{**items[0], "amount": more}, *items[1:]])
+        changed = [
+            Request(request.number, "bulk", "POST", request.path, {"transfers": other}, request.key)
+            for other in rng.sample(others, 2)
+        ]
+        # All at once, each over connections of its own.
+        ways = [floor.lines() for _ in (request, *changed)]
+        again, *refused = await asyncio.gather(
+            *(
+                floor.insist(asked, lines, rng.randrange(len(lines)), rng)
+                for asked, lines in zip((request, *changed), ways, strict=True)
+            )
+        )
+        for line in (line for lines in ways for line in lines):
+            line.close()
+        if again.answer is not None:
+            results = _results(again.answer) if again.accepted else []
+            floor.log.note("items_again", n=request.number, results=results)
+        for told in refused:
+            self._note_mutated(request, told)
 
     # The same again
 
@@ -323,16 +344,31 @@ class Client:
             if request.key is None and how == "refused":
                 return  # nothing was kept: it would be a new order
             body["side"] = "buy" if body["side"] == "sell" else "sell"
+        elif self._random.random() < 0.5:
+            mine = body["source_account_id"], body["target_account_id"]
+            rest = [account for account in self._floor.cash if account not in mine]
+            if not rest:
+                return
+            body["source_account_id"] = self._random.choice(rest)
         else:
             body["amount"] = f"{Decimal(body['amount']) + Decimal('0.01'):f}"
         changed = Request(
             request.number, request.kind, request.method, request.path, body, request.key
         )
         told = await self._floor.insist(changed, self._lines, self._home, self._random)
+        self._note_mutated(request, told)
+
+    def _note_mutated(self, request: Request, told: Told) -> None:
         if told.answer is not None:
             self._floor.log.note(
                 "mutated", n=request.number, status=told.answer.status, code=told.answer.code
             )
+
+
+def _results(answer: Answer) -> list[list[Any]]:
+    """Status and id of each item of a bulk request."""
+    results = answer.json()["results"]
+    return [[item["status"], (item.get("transfer") or {}).get("id")] for item in results]
 
 
 _MUTABLE = ("order", "transfer", "pending")

@@ -35,6 +35,7 @@ class Asked:
         began, ended: Line numbers: moments.
         again: Answers to the same request later, or at the same time.
         results: Of a bulk request: status and id of each item.
+        repeated: The same of the same list under the same key, later.
     """
 
     n: int
@@ -53,6 +54,7 @@ class Asked:
     unclear: bool = True
     again: list[dict[str, Any]] = field(default_factory=list)
     results: list[tuple[int, str | None]] = field(default_factory=list)
+    repeated: list[list[tuple[int, str | None]]] = field(default_factory=list)
 
     @property
     def verdict(self) -> Verdict:
@@ -157,6 +159,9 @@ def tell(lines: Iterable[dict[str, Any]]) -> Story:
         elif kind == "items":
             results = [(status, id_) for status, id_ in line["results"]]
             told.requests[line["n"]].results = results
+        elif kind == "items_again":
+            results = [(status, id_) for status, id_ in line["results"]]
+            told.requests[line["n"]].repeated.append(results)
         elif kind == "end":
             asked = told.requests[line["n"]]
             asked.ended, asked.how = number, line["how"]

@@ -39,13 +39,13 @@ async def orders_of(person: Any, account_id: str) -> list[dict[str, Any]]:
 
 
 async def test_a53_one_key_of_two_users(world: Any) -> None:
-    headers = {"Idempotency-Key": '"the same"'}
     ids = []
     for _ in range(2):
         person = await world.person()
         account = (await world.site.account(person.http, USDT="1000"))["id"]
         body = order(account, client_order_id="the-same")
         for path, sent in (("/v1/orders", body), ("/v1/accounts", {"name": "same"})):
+            headers = {"Idempotency-Key": f'"the same for {path}"'}
             answer = await person.http.post(path, json=sent, headers=headers)
             assert answer.status_code == 201, answer.text
             assert "idempotent-replayed" not in answer.headers
@@ -61,11 +61,15 @@ async def test_a54_a_key_again_changed_at_once_and_after_a_crash(
     elsewhere = strict.client(person.token)
 
     async def place(client: Any, key: str, **changes: Any) -> Any:
-        body = order(account, **changes)
+        body = {**order(account), **changes}
         return await client.post("/v1/orders", json=body, headers={"Idempotency-Key": key})
 
     first = await place(person.http, '"changed"')
     problem(await place(elsewhere, '"changed"', quantity="0.2"), 422, "idempotency_key_reused")
+    second = (await world.site.account(person.http, USDT="1000"))["id"]
+    elsewhere_too = await place(elsewhere, '"changed"', account_id=second)
+    problem(elsewhere_too, 422, "idempotency_key_reused")
+    assert await orders_of(person, second) == []
     assert (await place(elsewhere, '"changed"')).content == first.content
 
     # At once, in two processes: documented to wait for the one answer, instead of a 409.

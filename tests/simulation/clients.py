@@ -113,9 +113,7 @@ async def attempt(world: World, process: Process, request: Request, patience: st
     once = None
     if request.once is not None:
         content = f"{request.kind} {request.accounts} {request.amount}".encode()
-        once = Once(
-            key_of(USER, request.accounts[0], request.once), contents_of(_SECRET)(content), render
-        )
+        once = Once(key_of(USER, request.once), contents_of(_SECRET)(content), render)
     seen = {account: world.told.get(account, 0) for account in request.accounts}
     made = Attempt(
         len(world.attempts), move, once, process.name, world.loop.now_s, seen, note="open"
@@ -227,4 +225,8 @@ class Client:
         """Other content under the same idempotency key."""
         if request.once is None or request.kind == "open":
             return request
-        return replace(request, amount=request.amount + 1, key=None)
+        accounts = request.accounts
+        others = [account for account in self.world.accounts if account not in accounts]
+        if others and request.amount % 2:  # for another account: it waits for another lock
+            accounts = (others[0], *accounts[1:])
+        return replace(request, accounts=accounts, amount=request.amount + 1, key=None)

@@ -29,13 +29,18 @@ _LOST: Final = "connection was closed in the middle of operation"
 class Failed(Exception):
     """A statement failed as Postgres has it."""
 
-    def __init__(self, sqlstate: str, message: str = "", *, fatal: bool = False) -> None:
+    def __init__(
+        self, sqlstate: str, message: str = "", *, fatal: bool = False, constraint: str = ""
+    ) -> None:
         super().__init__(f"{sqlstate} {message}")
+        self.constraint = constraint
         self.sqlstate = sqlstate
         self.fatal = fatal
 
     def for_client(self) -> asyncpg.PostgresError:
         fields = {"S": "FATAL" if self.fatal else "ERROR", "C": self.sqlstate, "M": str(self)}
+        if self.constraint:
+            fields["n"] = self.constraint
         error: asyncpg.PostgresError = asyncpg.PostgresError.new(fields)
         return error
 
@@ -212,7 +217,7 @@ class Backend:
         except Refuted as refuted:
             answer = Failed("40001", str(refuted))
         except UniqueViolation as taken:
-            answer = Failed("23505", f"duplicate key: {taken}")
+            answer = Failed("23505", f"duplicate key: {taken}", constraint=taken.constraint)
         if isinstance(answer, Failed) and self._transaction is not None:
             self._failed = True  # until it is told to roll back; its locks are gone already
             self._transaction.end()

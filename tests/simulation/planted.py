@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import asyncpg
+
 from tbot.core.errors import JournalUnavailable, OutcomeUnknown
-from tbot.journal import committer, once
+from tbot.journal import committer, faults, once
 from tbot.journal.ahead import AheadBatch
 from tbot.journal.batch import Batch, StateCache
 from tbot.journal.commands import Accepted
@@ -135,8 +137,8 @@ class _NotOpened(Through):
         return "" if sql.startswith("INSERT") else await super().execute(sql, *args, **more)
 
 
-_write, _landed, _lock = Batch.write, Batch.landed, Batch.lock
-_recover, _fail, _fetch = Committer._recover, Pending.fail, KeptAnswers.fetch
+_write, _landed = Batch.write, Batch.landed
+_recover, _fail = Committer._recover, Pending.fail
 
 
 async def _answers_early(self: Batch, connection: Any, *more: Any) -> None:
@@ -203,15 +205,11 @@ def _refusals_unkept(self: KeptAnswers, key: Any, outcome: Any) -> None:
         _keep(self, key, outcome)
 
 
-async def _keys_first(self: Batch, connection: Any) -> Any:
-    onces = [pending.once for pending in self.pendings if pending.once is not None]
-    if onces:
-        await _fetch(self.answers, connection, onces)
-    return await _lock(self, connection)
+_is_conflict = faults.is_conflict
 
 
-async def _keys_known(self: KeptAnswers, connection: Any, onces: Any) -> None:
-    """They were read already."""
+def _taken_key_is_none(error: Exception) -> bool:
+    return not isinstance(error, asyncpg.UniqueViolationError) and _is_conflict(error)
 
 
 def _content_ignored(self: KeptAnswers, key: Any) -> Any:
@@ -378,9 +376,9 @@ PLANTED = (
         patches=((KeptAnswers, "keep", _refusals_unkept),),
     ),
     Planted(
-        "keys_read_before_lock",
-        "Keys are looked up before the account is locked.",
-        patches=((Batch, "lock", _keys_first), (KeptAnswers, "fetch", _keys_known)),
+        "taken_key_is_a_fault",
+        "A key that another account's command has taken meanwhile is not looked for again.",
+        patches=((committer, "is_conflict", _taken_key_is_none),),
     ),
     Planted(
         "other_content_answered",

@@ -33,7 +33,11 @@ from .tables import Row, Table
 
 
 class UniqueViolation(Exception):
-    """A key is taken."""
+    """A key is taken, as `constraint` says."""
+
+    def __init__(self, message: str, constraint: str) -> None:
+        super().__init__(message)
+        self.constraint = constraint
 
 
 class Plan(Protocol):
@@ -342,13 +346,13 @@ class Insert:
         there = await transaction.lock(table, key)
         if there is None:
             if transaction.clashes(table, row):
-                raise UniqueViolation(f"{table.name}{key}")
+                raise UniqueViolation(f"{table.name}{key}", f"{table.name}_key")
             transaction.write(table, key, row)
             return 1
         if self.on_conflict == "NOTHING":
             return 0
         if self.on_conflict != "UPDATE":
-            raise UniqueViolation(f"{table.name}{key}")
+            raise UniqueViolation(f"{table.name}{key}", f"{table.name}_pkey")
         scope = scope_of(self.alias, table.columns, there)
         scope.update(scope_of("excluded", table.columns, row))
         scope.update(zip(table.columns, there, strict=True))

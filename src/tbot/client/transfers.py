@@ -170,7 +170,9 @@ class Transfers:
     ) -> list[TransferResult]:
         """Make many transfers, each for itself; a result for each, in their order.
 
-        Nothing is raised for what went wrong with one of them: look at its result.
+        Nothing is raised for what went wrong with one of them: look at its result. A `key` of your
+        own stands for this very list: repeat all of it, in its order. Any other list under it is
+        refused, and nothing of it made.
         """
         body = {"transfers": [one.to_json() for one in transfers]}
         path = "/v1/transfers/bulk"

@@ -10,6 +10,7 @@ from typing import Final
 import asyncpg
 
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
+_KEYS: Final = "idempotency_keys_pkey"
 _OUTAGE_CLASSES: Final = frozenset({"08", "53", "57", "58", "XX"})
 _OUTAGES: Final = frozenset({"25006", "25P03", "25P04", "55P03"})
 
@@ -26,9 +27,15 @@ def is_refusal(error: Exception) -> bool:
 
 
 def is_conflict(error: Exception) -> bool:
-    """Deadlock or serialization failure: the whole batch may simply be run again."""
+    """Deadlock, serialization failure, or a key taken: the whole batch may simply be run again.
+
+    An idempotency key is taken by another command after it was looked for and found free, if that
+    one locks other accounts: a second look finds it. Other unique indexes are no such matter.
+    """
     if isinstance(error, RolledBack):
         return True
+    if isinstance(error, asyncpg.UniqueViolationError):
+        return error.constraint_name == _KEYS
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate in _CONFLICTS
 
 

@@ -1,10 +1,13 @@
 """Requests that happen once: answers kept under their callers' idempotency keys.
 
-A key belongs to a caller and to an account that the command locks. In the transaction that carries
-a command out, its answer is kept under its key; a repetition, whenever it comes and whichever
-process it reaches, waits for that account's lock, finds the key and gets the same answer. Refusals
-are kept too, unless they are about the moment (`tbot.core.refusals.PASSING`): those are decided
-anew. A key with other content is refused and changes nothing.
+A key belongs to its caller. In the transaction that carries a command out, its answer is kept under
+its key; a repetition, whenever it comes and whichever process it reaches, waits for the lock of the
+same account, finds the key and gets the same answer. Refusals are kept too, unless they are about
+the moment (`tbot.core.refusals.PASSING`): those are decided anew. A key with other content is
+refused and changes nothing: if it concerns other accounts, and so waits for no lock of the first,
+it meets the unique index, which is a conflict (`tbot.journal.faults`): run again, it finds the key.
+
+A request of many commands claims its own key beforehand, with `claim`; they have keys of their own.
 
 Keys are forgotten after `idempotency.keep_h`; a `client_order_id` never is.
 """
@@ -25,6 +28,7 @@ import structlog
 from prometheus_client import Counter
 
 from tbot.core import clock
+from tbot.core.errors import Unavailable
 from tbot.core.ids import read_id
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import IdempotencySettings
@@ -44,6 +48,15 @@ _FIND: Final = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE key = ANY($1::uui
 _KEEP: Final = """INSERT INTO idempotency_keys (key, content, status, headers, body, at)
 SELECT * FROM unnest({0}::uuid[], {1}::bytea[], {2}::smallint[], {3}::bytea[], {4}::bytea[],
                      {5}::timestamptz[])"""
+# Waits for who is claiming it at this moment; the row of that one is in the next look's snapshot.
+_CLAIM: Final = """WITH claimed AS (
+ INSERT INTO idempotency_keys (key, content, status, headers, body, at)
+ VALUES ($1, $2, 0, '{}', '', $3) ON CONFLICT DO NOTHING RETURNING content, status)
+SELECT content, status FROM claimed
+UNION ALL SELECT content, status FROM idempotency_keys WHERE key = $1"""
+_CLAIMED: Final = 0
+"""In the place of a status: the row says what its key is for, and is no answer."""
+_CLAIM_LOOKS: Final = 5
 # An array, not IN: a planner that does not know the limit would join with the whole table.
 _CLEAN: Final = """DELETE FROM idempotency_keys WHERE key = ANY(ARRAY(
  SELECT key FROM idempotency_keys WHERE at < $1 ORDER BY at LIMIT $2))"""
@@ -89,16 +102,15 @@ class Record(msgspec.Struct, frozen=True):
     answer: Kept
 
 
-def key_of(user_id: UUID, account_id: UUID, key: str) -> UUID:
-    """A caller's key as 128 bits; another caller or account makes it another key.
+def key_of(user_id: UUID, key: str) -> UUID:
+    """A caller's key as 128 bits; another caller makes it another key, nothing else does.
 
     Example:
-        >>> one, two = UUID(int=1), UUID(int=2)
-        >>> key_of(one, two, "k") == key_of(two, one, "k")
+        >>> key_of(UUID(int=1), "k") == key_of(UUID(int=2), "k")
         False
     """
     digest = _KEY.copy()
-    digest.update(user_id.bytes + account_id.bytes + key.encode())
+    digest.update(user_id.bytes + key.encode())
     return read_id(digest.digest())
 
 
@@ -148,10 +160,8 @@ class KeptAnswers:
         record = self._known.get(once.key)
         if record is None:
             return None
-        if record.content != once.content:
-            return Refused(
-                Reason.IDEMPOTENCY_KEY_REUSED, "this key was used for a request of other content"
-            )
+        if record.content != once.content or record.answer.status == _CLAIMED:
+            return reused()
         _REPLAYED.inc()
         return record.answer
 
@@ -179,9 +189,12 @@ class KeptAnswers:
         return bool(self._added)
 
     def write(self, now: datetime) -> Write:
-        """What the batch writes for the keys that it added."""
-        records = [self._known[key] for key in self._added]
-        return Write(_KEEP, _rows(self._added, records, now))
+        """What the batch writes for the keys that it added.
+
+        In the order of the keys, so that two batches with the same ones do not deadlock.
+        """
+        keys = sorted(self._added)
+        return Write(_KEEP, _rows(keys, [self._known[key] for key in keys], now))
 
 
 def _rows(keys: Sequence[UUID], records: Sequence[Record], now: datetime) -> list[list[Any]]:
@@ -194,6 +207,37 @@ def _rows(keys: Sequence[UUID], records: Sequence[Record], now: datetime) -> lis
         [answer.body for answer in answers],
         [now] * len(records),
     ]
+
+
+def reused() -> Refused:
+    """What a request is answered whose key was used for another one."""
+    return Refused(
+        Reason.IDEMPOTENCY_KEY_REUSED, "this key was used for a request of other content"
+    )
+
+
+async def claim(connection: Connection, key: UUID, content: bytes) -> Refused | None:
+    """Let a key stand for a request of this content from now on; a statement of its own.
+
+    For a request of many commands that have keys of their own: no answer is kept under this one,
+    so whoever has the content goes on each time.
+
+    Args:
+        key: From `key_of`.
+        content: From `contents_of`, of the request as a whole.
+
+    Returns:
+        A refusal, if it was used for something else; then nothing may be done.
+
+    Raises:
+        Unavailable: Nothing was done: the key came and went while it was looked at.
+    """
+    for _ in range(_CLAIM_LOOKS):
+        row = await connection.fetchrow(_CLAIM, key, content, clock.utc_now())
+        if row is not None:
+            same = row["content"] == content and row["status"] == _CLAIMED
+            return None if same else reused()
+    raise Unavailable("the idempotency key is being used by another request")
 
 
 async def find(connection: Connection, keys: Sequence[UUID]) -> dict[UUID, Record]:
@@ -226,12 +270,20 @@ async def beside(connection: Connection, once: Once) -> Kept | Refused | None:
 
 
 async def keep(connection: Connection, once: Once, outcome: Any) -> None:
-    """Keep the answer to a result or refusal, in the transaction that `beside` was called in."""
+    """Keep the answer to a result or refusal, in the transaction that `beside` was called in.
+
+    Raises:
+        Unavailable: A command of other content took the key meanwhile; who asks again finds it.
+            Let it end the transaction: nothing was done.
+    """
     answer = once.render(outcome)
     if answer is not None:
         write = Write(_KEEP, _rows([once.key], [Record(once.content, answer)], clock.utc_now()))
         places = [f"${n + 1}" for n in range(len(write.columns))]
-        await connection.execute(write.sql.format(*places), *write.columns)
+        try:
+            await connection.execute(write.sql.format(*places), *write.columns)
+        except asyncpg.UniqueViolationError as taken:
+            raise Unavailable("the idempotency key is being used by another request") from taken
 
 
 async def clean(connection: Connection, before: datetime, most: int) -> int:

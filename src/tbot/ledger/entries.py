@@ -300,7 +300,8 @@ class OpenAccount:
     def decide(self, states: States, context: Context) -> Drafts | Refused:
         """Open it, unless its stream has begun already."""
         if states[self.account_id].seq:
-            return Refused(Reason.ACCOUNT_EXISTS, f"account {self.account_id} exists")
+            name = str(self.account_id)
+            return Refused(Reason.ACCOUNT_EXISTS, f"account {name} exists", {"account_id": name})
         if self.limits.overdraft and self.venue is not None:
             return _no_overdraft()
         opened = {

@@ -12,7 +12,7 @@ import asyncpg
 
 from tbot.core import money
 from tbot.core.errors import NotFound
-from tbot.core.ids import new_id
+from tbot.core.ids import named_id, new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import LedgerSettings
 from tbot.journal.commands import Accepted, Actor
@@ -151,7 +151,7 @@ async def open_account(
             replay = await replayed(connection, once)
         if replay is not None:
             return replay
-        account_id = once.key
+        account_id = named_id(once.key.bytes)
     account_id = account_id or new_id()
     if venue is None:
         if deposits:

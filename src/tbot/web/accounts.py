@@ -106,7 +106,7 @@ async def create_account(
         headers = {"Location": f"/v1/accounts/{account.id}"}
         return _answer(account, 1 + len(deposits), 201, headers)
 
-    once = await keyed(request, parts, principal, principal.user_id, opened)
+    once = await keyed(request, parts, principal, opened)
     outcome = await flow.open_account(
         desk,
         actor_of(request, principal),
@@ -216,7 +216,7 @@ async def change_account(
     def changed(result: AccountAt) -> Response:
         return _answer(result.account, result.sequence)
 
-    once = await keyed(request, parts, principal, account_id, changed)
+    once = await keyed(request, parts, principal, changed)
     outcome: Any = await desk.assets.check(
         (asset, most) for asset, most in (overdraft or {}).items() if most is not None
     )

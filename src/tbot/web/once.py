@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final
-from uuid import UUID
 
 import msgspec
 from fastapi import Header
@@ -18,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tbot.auth.flow import Principal
-from tbot.core.refusals import PASSING, Refused
+from tbot.core.refusals import PASSING, Reason, Refused
 from tbot.journal.once import Kept, Once, contents_of, key_of
 from tbot.web.answers import JsonAnswer
 from tbot.web.deps import Deps
@@ -94,13 +93,11 @@ async def keyed(
     request: Request,
     deps: Deps,
     principal: Principal,
-    account_id: UUID,
     answer: Callable[[Any], Response],
 ) -> Once | None:
     """What makes repetitions of this request recognisable; None without a key.
 
     Args:
-        account_id: An account that the command locks (for other writes: their owner).
         answer: The response to the command's result; pure, it is called inside the batch.
 
     Raises:
@@ -116,7 +113,7 @@ async def keyed(
         content = await request.json() if await request.body() else None
     request_id = scope.get("tbot.request_id", "")
     target = target_of(request)
-    return once_of(deps, principal, account_id, answer, key, target, content, request_id)
+    return once_of(deps, principal, answer, key, target, content, request_id)
 
 
 def target_of(request: Request) -> bytes:
@@ -127,7 +124,6 @@ def target_of(request: Request) -> bytes:
 def once_of(
     deps: Deps,
     principal: Principal,
-    account_id: UUID,
     answer: Callable[[Any], Response],
     key: str,
     target: bytes,
@@ -137,13 +133,13 @@ def once_of(
     """What makes repetitions of a request recognisable, however it came.
 
     Args:
-        account_id, answer: As for `keyed`.
+        answer: As for `keyed`.
         target: Method and path of the route that does the same.
         content: The request's body, parsed; None without one.
     """
     fingerprint = contents_of(deps.auth.keys.cursor_secret, target)(canonical(content))
     rendering = _Rendering(answer, request_id)
-    return Once(key_of(principal.user_id, account_id, key), fingerprint, rendering)
+    return Once(key_of(principal.user_id, key), fingerprint, rendering)
 
 
 class _Rendering:
@@ -192,8 +188,8 @@ class BodyRendering:
 
 
 def kept_refusal(outcome: Refused, request_id: str) -> Kept | None:
-    """What is kept of a refusal; nothing of one that is about the moment."""
-    if outcome.reason in PASSING:
+    """What is kept of a refusal; nothing of one that is about the moment, or about the key."""
+    if outcome.reason in PASSING or outcome.reason is Reason.ACCOUNT_EXISTS:
         return None
     return _kept(refused(outcome).response(request_id))
 

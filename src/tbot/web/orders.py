@@ -260,7 +260,7 @@ async def place_order(
     wanted = order_request(body)
     if owned(parts, principal, body.account_id) is None:
         await own_account(parts, principal, body.account_id, need=Access.TRADE)
-    once = await keyed(request, parts, principal, body.account_id, placed)
+    once = await keyed(request, parts, principal, placed)
     outcome = await flow.place(
         parts.orders, actor_of(request, principal), body.account_id, wanted, once
     )
@@ -367,7 +367,7 @@ async def cancel_order(
 ) -> Response:
     """Ask for an order's cancellation. Repeating it is harmless."""
     order = await own_order(parts, principal, order_id)
-    once = await keyed(request, parts, principal, order.account_id, canceled)
+    once = await keyed(request, parts, principal, canceled)
     outcome = await flow.cancel(
         parts.orders, actor_of(request, principal), order.account_id, order.id, once
     )

@@ -224,7 +224,7 @@ async def request_deposit(
     the provider knows of it, how to pay it.
     """
     await own_account(parts, principal, body.account_id)
-    once = await keyed(request, parts, principal, body.account_id, _created)
+    once = await keyed(request, parts, principal, _created)
     outcome = await flow.request_deposit(
         desk_of(parts),
         actor_of(request, principal),
@@ -272,7 +272,7 @@ async def request_withdrawal(
     """
     await own_account(parts, principal, body.account_id)
     await require_fresh(parts.auth, principal, keys=parts.settings.auth.keys_withdraw)
-    once = await keyed(request, parts, principal, body.account_id, _created)
+    once = await keyed(request, parts, principal, _created)
     outcome = await flow.request_withdrawal(
         desk_of(parts),
         actor_of(request, principal),
@@ -383,7 +383,7 @@ async def cancel_payment(
 ) -> Response:
     """Cancel a payment that the provider has not got yet, and release its funds."""
     payment = await _own_payment(parts, principal, payment_id, Access.OWN)
-    once = await keyed(request, parts, principal, payment.account_id, _now)
+    once = await keyed(request, parts, principal, _now)
     outcome = await flow.cancel_payment(desk_of(parts), actor_of(request, principal), payment, once)
     return respond(outcome, _now)
 
@@ -441,7 +441,7 @@ async def _decide(
 ) -> Response:
     desk = desk_of(parts)
     payment = await flow.find_payment(desk, payment_id)
-    once = await keyed(request, parts, principal, payment.account_id, _now)
+    once = await keyed(request, parts, principal, _now)
     outcome = await flow.decide_withdrawal(
         desk, actor_of(request, principal), payment, reason is None, reason, once
     )

@@ -268,7 +268,6 @@ class OrderLine:
             once = once_of(
                 deps,
                 asked.principal,
-                body.account_id,
                 placed,
                 asked.key,
                 PLACE_TARGET,
@@ -293,7 +292,6 @@ class OrderLine:
             once = once_of(
                 deps,
                 asked.principal,
-                order.account_id,
                 canceled,
                 asked.key,
                 target,

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, Final
-from uuid import UUID
 
 import msgspec
 from fastapi.exceptions import RequestValidationError
@@ -25,7 +24,7 @@ from tbot.core.ids import new_id
 from tbot.core.money import ZERO
 from tbot.core.refusals import Refused
 from tbot.journal.commands import Actor
-from tbot.journal.once import Kept, Once, contents_of, key_of
+from tbot.journal.once import Kept, Once, claim, contents_of, key_of
 from tbot.ledger import transfers_flow as flow
 from tbot.ledger.transfers import NewTransfer, Transfer
 from tbot.web.answers import json_body
@@ -72,7 +71,12 @@ class Bulk:
         self._content: Callable[[bytes], bytes] = contents_of(secret, target_of(request))
 
     async def results(self, items: Sequence[Any]) -> Response:
-        """Make what can be made; the answer has a result for each item, in their order."""
+        """Make what can be made; the answer has a result for each item, in their order.
+
+        Raises:
+            Problem: `idempotency_key_reused`: nothing was made, the key is another request's.
+        """
+        await self._claim(items)
         asked: list[_Asked | Exception | None] = [
             self._plain(item, place) for place, item in enumerate(items)
         ]
@@ -92,6 +96,16 @@ class Bulk:
             for one in asked
         ]
         return json_body(b'{"results":[%b]}' % b",".join(told))
+
+    async def _claim(self, items: Sequence[Any]) -> None:
+        """Let the request's key stand for these very items in this order."""
+        if self._key is None:
+            return
+        content = self._content(canonical({"transfers": items}))
+        async with self._parts.pool.acquire() as connection:
+            taken = await claim(connection, key_of(self._principal.user_id, self._key), content)
+        if taken is not None:
+            raise refused(taken)
 
     def _plain(self, item: Any, place: int) -> _Asked | None:
         """What a plainly good item asks for; None for one that is looked at with care."""
@@ -128,7 +142,7 @@ class Bulk:
         if key is not None:
             # As the canonical form of these members is, which have nothing to be escaped.
             content += f'"source_account_id":"{source_id}","target_account_id":"{target_id}"}}'
-            once = self._once(source.account_id, key, content.encode("ascii"))
+            once = self._once(key, content.encode("ascii"))
         new = NewTransfer(
             id=new_id(),
             source_id=source.account_id,
@@ -138,9 +152,9 @@ class Bulk:
         )
         return new, once
 
-    def _once(self, source_id: UUID, key: str, content: bytes) -> Once:
+    def _once(self, key: str, content: bytes) -> Once:
         return Once(
-            key_of(self._principal.user_id, source_id, key),
+            key_of(self._principal.user_id, key),
             self._content(content),
             BodyRendering(_made, self._request_id),
         )
@@ -173,7 +187,7 @@ class Bulk:
             key = body.key or (self._key and f"{self._key}#{place}")
             once = None
             if key is not None:
-                once = self._once(new.source_id, key, canonical(item))
+                once = self._once(key, canonical(item))
         except Exception as error:  # noqa: BLE001 - the other items go on
             return error
         return new, once

@@ -102,7 +102,7 @@ async def create_transfer(
     new = new_transfer(body, parts.settings.ledger)
     if owned(parts, principal, new.source_id) is None:
         await own_account(parts, principal, new.source_id)
-    once = await keyed(request, parts, principal, new.source_id, _made)
+    once = await keyed(request, parts, principal, _made)
     desk = parts.orders.accounts
     outcome = await flow.create(desk, actor_of(request, principal), new, once)
     return respond(outcome, _made, once)
@@ -131,7 +131,7 @@ async def create_linked_transfers(
     new = [new_transfer(one, settings, f"/transfers/{n}") for n, one in enumerate(body.transfers)]
     for source_id in dict.fromkeys(one.source_id for one in new):
         await own_account(parts, principal, source_id)
-    once = await keyed(request, parts, principal, new[0].source_id, _linked)
+    once = await keyed(request, parts, principal, _linked)
     desk = parts.orders.accounts
     outcome = await flow.create_linked(desk, actor_of(request, principal), new, once)
     return respond(outcome, _linked)
@@ -156,8 +156,9 @@ async def create_transfers_in_bulk(
 ) -> Response:
     """Make many transfers that stand or fall each for itself; the answer has a result for each.
 
-    It is 200 whatever the results are. Repeat it under the same `Idempotency-Key` after a timeout,
-    or only the items with a status from 500 on: those that were made are answered again.
+    It is 200 whatever the results are. Repeat it whole under the same `Idempotency-Key` after a
+    timeout, or where items have a status from 500 on: those that were made are answered again. Any
+    other list under that key is refused.
     """
     most = parts.settings.ledger.bulk_transfers_max
     if len(body.transfers) > most:
@@ -249,7 +250,7 @@ async def post_transfer(
     side = await own_transfer(parts, principal, transfer_id)
     if not (side.source or side.admin):
         raise _not_allowed("the source's owner")
-    once = await keyed(request, parts, principal, side.facts.source_id, _one)
+    once = await keyed(request, parts, principal, _one)
     amount = None if body is None else body.amount
     desk = parts.orders.accounts
     outcome = await flow.post(desk, actor_of(request, principal), transfer_id, amount, once)
@@ -270,8 +271,8 @@ async def void_transfer(
     _key: KeyHeader = None,
 ) -> Response:
     """Void a pending transfer: what it held is released. For the owners of source and target."""
-    side = await own_transfer(parts, principal, transfer_id)
-    once = await keyed(request, parts, principal, side.facts.source_id, _one)
+    await own_transfer(parts, principal, transfer_id)
+    once = await keyed(request, parts, principal, _one)
     desk = parts.orders.accounts
     outcome = await flow.void(desk, actor_of(request, principal), transfer_id, once)
     return respond(outcome, _one)
@@ -312,7 +313,7 @@ async def reverse_transfer(
     side = await own_transfer(parts, principal, transfer_id)
     if not (side.target or side.admin):
         raise _not_allowed("the target's owner, whose money goes")
-    once = await keyed(request, parts, principal, side.facts.target_id, _new)
+    once = await keyed(request, parts, principal, _new)
     metadata = {} if body is None else body.metadata
     desk = parts.orders.accounts
     outcome = await flow.reverse(desk, actor_of(request, principal), transfer_id, metadata, once)

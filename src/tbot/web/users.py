@@ -123,7 +123,7 @@ async def create_user(
     request: HttpRequest, parts: Parts, principal: Admin, body: NewUser, _key: KeyHeader = None
 ) -> Response:
     """Add a user."""
-    once = await keyed(request, parts, principal, principal.user_id, _created)
+    once = await keyed(request, parts, principal, _created)
     outcome = await users.create_user(
         parts.pool,
         parts.auth.passwords,
@@ -218,7 +218,7 @@ async def change_user(
             raise invalid("cannot be taken away", pointer=f"/{name}")
     versions = expected_versions(request)
     active = None if body.status is None else body.status == "active"
-    once = await keyed(request, parts, principal, principal.user_id, _answer)
+    once = await keyed(request, parts, principal, _answer)
     actor = actor_of(request, principal)
     outcome = await users.change_user(parts.pool, user_id, actor, body.role, active, once, versions)
     sessions_ended(parts.auth, user_id)

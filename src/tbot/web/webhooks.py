@@ -116,7 +116,7 @@ async def create_webhook(
         # It would go on delivering after a member's role was taken away.
         raise InsufficientAccess("owner, by having opened it")
     url = _checked(parts, body.url)
-    once = await keyed(request, parts, principal, body.account_id, _created)
+    once = await keyed(request, parts, principal, _created)
     return respond(await _create(parts, principal, body, url, once), _created)
 
 
@@ -253,7 +253,7 @@ async def change_webhook(
         )
         return Refused(Reason.PRECONDITION_FAILED) if changed is None else changed
 
-    once = await keyed(request, parts, principal, webhook.account_id, _answer)
+    once = await keyed(request, parts, principal, _answer)
     return respond(await _carried_out(parts, once, change), _answer)
 
 
@@ -299,7 +299,7 @@ async def replay_webhook(
         seq, digest = await _place(connection, webhook.account_id, body.from_sequence)
         return await store.replay(connection, webhook, seq, digest)
 
-    once = await keyed(request, parts, principal, webhook.account_id, _answer)
+    once = await keyed(request, parts, principal, _answer)
     return respond(await _carried_out(parts, once, replay), _answer)
 
 
@@ -332,7 +332,7 @@ async def rotate_secret(
         secret, overlap = os.urandom(_SECRET_BYTES), timedelta(seconds=overlap_s)
         return await store.rotate(connection, webhook.id, secret, overlap)
 
-    once = await keyed(request, parts, principal, webhook.account_id, _rotated)
+    once = await keyed(request, parts, principal, _rotated)
     return respond(await _carried_out(parts, once, rotate), _rotated)
 
 

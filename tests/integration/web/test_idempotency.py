@@ -130,6 +130,9 @@ async def test_a_key_covers_cancellation_accounts_and_users(site: Site) -> None:
         plain = await client.delete(f"/v1/orders/{order['id']}")
         assert plain.status_code == 409
         body = {"name": "once", "starting_balance": {"USDT": "10"}}
+        taken = await client.post("/v1/accounts", json=body, headers=headers)
+        assert taken.json()["code"] == "idempotency_key_reused"
+        headers = {"Idempotency-Key": "two"}
         opened = [await client.post("/v1/accounts", json=body, headers=headers) for _ in range(2)]
         assert [answer.status_code for answer in opened] == [201, 201]
         assert opened[0].content == opened[1].content

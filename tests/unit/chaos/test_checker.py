@@ -253,8 +253,9 @@ async def test_an_order_sent_twice_is_found(run: Run) -> None:
         {"t": "mutated", "n": 4, "status": 201, "code": ""},
         {"t": "mutated", "n": 4, "status": 422, "code": "validation_failed"},
         {"t": "fault", "n": 4, "status": 500},
+        {"t": "items_again", "n": 4, "results": [[201, "t9"]]},
     ],
-    ids=["other body", "not marked", "refused", "carried out", "other no", "fault"],
+    ids=["other body", "not marked", "refused", "carried out", "other no", "fault", "other items"],
 )
 async def test_a_wrong_answer_is_found(run: Run, line: dict[str, Any]) -> None:
     run.log.append({"id": None, "code": ""} | line)
