@@ -17,7 +17,7 @@ import pytest
 from tbot.core.errors import ConfigurationError, Unavailable
 from tbot.core.ids import new_id
 from tbot.journal.commands import SYSTEM
-from tbot.ledger import importing
+from tbot.ledger import import_lines, importing
 from tbot.ledger import store as ledger_store
 from tbot.ledger.assets import save_assets
 from tbot.ledger.entries import ChangeAccount, Limits, OpenAccount
@@ -104,7 +104,7 @@ async def test_a_repeated_import_changes_nothing(
 async def test_an_interrupted_import_goes_on_where_it_stopped(
     new_desk: Any, pool: Any, accounts: list[UUID], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(importing, "CHUNK_LINES", 10)
+    monkeypatch.setattr(import_lines, "CHUNK_LINES", 10)
     desk = await new_desk()
     path = written(
         tmp_path / "file", HEADER, *(f"{accounts[0]},{accounts[1]},EUR,1" for _ in range(100))
@@ -122,7 +122,7 @@ async def test_an_interrupted_import_goes_on_where_it_stopped(
     # And from a moment when half a chunk was made.
     began_at = await pool.fetchval("SELECT began_at FROM imports")
     source, target = accounts[:2]
-    chunk = [importing.Wanted(99 + n, source, target, "EUR", Decimal(1), {}) for n in range(2)]
+    chunk = [import_lines.Wanted(99 + n, source, target, "EUR", Decimal(1), {}) for n in range(2)]
     report = importing.Report(checked.digest)
     await importing._make(pool, desk.committer, SYSTEM, chunk, began_at, report)
     rest = await import_file(pool, desk.committer, SYSTEM, path, await check_file(pool, path))
@@ -253,7 +253,10 @@ async def test_the_command(
     assert (code, said.strip()) == (0, "40 of 40 lines can be imported; nothing was done")
     code, said = await tbot(str(bad), "--report", str(report))
     assert code == 1 and "line 3:" in said and "1 of 2 lines can be imported" in said
-    assert report.read_text().splitlines()[0] == "line,reason" and "3," in report.read_text()
+    assert "Correct the others" in said
+    told = report.read_text().splitlines()
+    assert told[0] == f"{HEADER},line,reason"
+    assert [line.startswith(f"{two},{three},EUR,=1,3,") for line in told[1:]] == [True]
     for made, known in ((40, 0), (0, 40)):
         code, said = await tbot(str(good))
         assert code == 0, said
@@ -262,6 +265,99 @@ async def test_the_command(
     by = json.loads(await pool.fetchval("SELECT convert_from(body, 'UTF8') FROM journal"
                                         " WHERE kind = 'transfer.received' LIMIT 1"))["by"]  # fmt: skip
     assert by["kind"] == "operator" and by["name"]
+
+
+async def test_a_line_with_a_key_is_made_once_whatever_file_it_is_in(
+    desk: Any, pool: Any, accounts: list[UUID], tmp_path: Path
+) -> None:
+    """A file is corrected where it was refused, and nothing is paid twice."""
+    one, two, three, _ = accounts
+
+    async def imported(*lines: str) -> importing.Report:
+        path = written(tmp_path / "payroll.csv", f"{HEADER},key", *lines)
+        return await import_file(pool, desk.committer, SYSTEM, path, await check_file(pool, path))
+
+    made = await imported(f"{one},{two},EUR,5,ann", f"{three},{two},EUR,7,bob")
+    assert (made.made, made.known, [line for line, _ in made.refused]) == (1, 0, [3])
+    # Another order, another source for what was refused, one more line without a key.
+    made = await imported(f"{one},{two},EUR,7,bob", f"{one},{two},EUR,5,ann", f"{one},{two},EUR,1,")
+    assert (made.made, made.known, made.refused) == (2, 1, [])
+    assert await available(pool, two) == 13
+    path = written(
+        tmp_path / "more.csv",
+        f"key,{HEADER}",
+        f"ann,{one},{two},EUR,6",
+        f"new,{one},{two},EUR,1",
+        f"new,{one},{two},EUR,2",
+        f"{'k' * 256},{one},{two},EUR,1",
+    )
+    checked = await check_file(pool, path)
+    assert dict(checked.refused) == {
+        2: "its key made another transfer before: give it a key of its own",
+        4: "line 3 has the same key",
+        5: "a key has 1 to 255 characters that can be printed",
+    }
+    await desk.verified()
+
+
+@pytest.mark.parametrize("kind", ["csv", "ndjson"])
+async def test_a_report_is_corrected_and_imported(
+    desk: Any, pool: Any, accounts: list[UUID], tmp_path: Path, kind: str
+) -> None:
+    one, two, _, _ = accounts
+    rows = [(one, two, "1"), (two, one, "500"), (one, two, "x")]
+    path = tmp_path / "file"
+    if kind == "csv":
+        written(path, HEADER, *(f"{a},{b},EUR,{n}" for a, b, n in rows), "scrap")
+    else:
+        written(
+            path,
+            *(
+                f'{{"source_account_id":"{a}","target_account_id":"{b}","asset":"EUR","amount":"{n}"}}'
+                for a, b, n in rows
+            ),
+            "scrap",
+        )
+    with import_lines.Refusals(path, tmp_path / "refused") as refusals:
+        checked = await check_file(pool, path, tell=refusals.tell)
+    assert len(checked.refused) == 2
+    # The scrap is kept as it is, and is refused again.
+    again = await check_file(pool, tmp_path / "refused")
+    assert again.lines == 2 and len(again.refused) == 2
+    assert "scrap" in (tmp_path / "refused").read_text()
+
+    text = path.read_text().replace("scrap\n", "")
+    path.write_text(text.replace(",x\n", ",2\n").replace('"x"', '"2"'))
+    checked = await check_file(pool, path)
+    with import_lines.Refusals(path, path) as refusals:  # in its own place
+        made = await import_file(pool, desk.committer, SYSTEM, path, checked, tell=refusals.tell)
+    assert (made.made, len(made.refused)) == (2, 1)
+    assert "insufficient_funds" in path.read_text()
+    path.write_text(path.read_text().replace("500", "3"))
+    made = await import_file(pool, desk.committer, SYSTEM, path, await check_file(pool, path))
+    assert (made.made, made.refused) == (1, [])
+    assert await available(pool, two) == 0
+
+
+def test_what_is_wrong_is_said_in_words(tmp_path: Path) -> None:
+    line = {"source_account_id": str(UUID(int=1)), "target_account_id": str(UUID(int=2)),
+            "asset": "EUR", "amount": "1"}  # fmt: skip
+    bad: list[Any] = [
+        {**line, "target_account_id": "bob"}, {**line, "amount": 1.5}, {**line, "more": 1},
+        {"asset": "EUR"},
+    ]  # fmt: skip
+    path = written(tmp_path / "file", json.dumps(line), *map(json.dumps, bad), "{")
+    (chunk,) = import_lines.read_chunks(path, lambda _: None)
+    assert [one.why for one in chunk.lines if isinstance(one, import_lines.Bad)] == [
+        "target_account_id is no account id (a UUID)",
+        'amount has to be a text in quotes, as in "12.50"',
+        "the line has a member that is not known: more",
+        "the line has no source_account_id",
+        "not JSON in UTF-8: Input data was truncated",
+    ]
+    semicolons = written(tmp_path / "excel.csv", HEADER.replace(",", ";"))
+    with pytest.raises(ConfigurationError, match="semicolons where commas belong"):
+        list(import_lines.read_chunks(semicolons, lambda _: None))
 
 
 def test_ids_sort_as_lines_do() -> None:

@@ -2,83 +2,52 @@
 
 Entry points: `check_file` (reads and judges every line, changes nothing), `import_file`.
 
-A file is CSV with a header or NDJSON, told apart by its first character. Each line is one transfer
-between two existing accounts: `source_account_id`, `target_account_id`, `asset`, `amount`, and in
-NDJSON optionally `metadata`. An opening balance is a transfer out of an account that may be
-overdrawn by it.
+Each line is one transfer between two existing accounts: `source_account_id`, `target_account_id`,
+`asset`, `amount`, optionally `key`, and in NDJSON optionally `metadata`. An opening balance is a
+transfer out of an account that may be overdrawn by it.
 
 The id of a line's transfer follows from the file's digest, the time of its first import and the
 line. So an import that was interrupted goes on where it stopped, and one that is repeated changes
-nothing, for ever.
+nothing, for ever. But a changed file is another file. A line with a key is a file of its own: its
+id follows from the key and the time of its first import, whatever file it is in.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Final
 from uuid import UUID
 
 import asyncpg
-import msgspec
 
 from tbot.core import clock, money
-from tbot.core.errors import ConfigurationError, InvalidAmount, Unavailable
+from tbot.core.errors import ConfigurationError, Unavailable
 from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
 from tbot.journal.commands import Actor
 from tbot.journal.committer import Committer
 from tbot.ledger.assets import Assets
+from tbot.ledger.import_lines import Wanted, read_chunks
 from tbot.ledger.transfers import NewTransfer, create_transfers
 
-LINE_BYTES_MAX: Final = 65_536
-CHUNK_LINES: Final = 250
-"""Lines under way at once: about a batch of the committer."""
 REPORTED_MAX: Final = 1000
 """Refused lines that a report lists; the rest are counted."""
 
+_OTHER: Final = "its key made another transfer before: give it a key of its own"
 _LOCK_CLASS: Final = 0x7B17
-_COLUMNS: Final = ("source_account_id", "target_account_id", "asset", "amount")
-_METADATA_KEYS_MAX: Final = 18  # two more are ours
-_KEY_LENGTH_MAX: Final = 40
-_VALUE_LENGTH_MAX: Final = 500
+_KEYED_LOCK: Final = hashlib.sha256(b"import of keys").digest()
 
 type Pool = asyncpg.Pool[asyncpg.Record]
 type Progress = Callable[[int, int], None]
 """Called with bytes of the file done and bytes in all."""
-
-
-class BadLine(Exception):
-    """A line is no transfer; the text says why."""
-
-
-class _Line(msgspec.Struct, forbid_unknown_fields=True):
-    source_account_id: UUID
-    target_account_id: UUID
-    asset: str
-    amount: str
-    metadata: dict[str, str] = {}
-
-
-_read_json: Final = msgspec.json.Decoder(_Line).decode
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One line's transfer."""
-
-    line: int
-    source_id: UUID
-    target_id: UUID
-    asset: str
-    amount: Decimal
-    metadata: Mapping[str, str]
+type Tell = Callable[[int, str, bytes], None]
+"""Called with a refused line's number, the reason, and the line."""
 
 
 @dataclass(slots=True)
@@ -92,6 +61,8 @@ class Report:
         refused: `(line, why)` of the first `REPORTED_MAX` that were not made.
         refused_more: How many more.
         sums: What was made, by asset.
+        keyed: Lines that have a key.
+        tell: Hears of every refused line.
     """
 
     digest: bytes = b""
@@ -102,9 +73,13 @@ class Report:
     refused: list[tuple[int, str]] = field(default_factory=list)
     refused_more: int = 0
     sums: dict[str, Decimal] = field(default_factory=dict)
+    keyed: int = 0
+    tell: Tell | None = None
 
-    def refuse(self, line: int, why: str) -> None:
+    def refuse(self, line: int, why: str, raw: bytes) -> None:
         """Note a line that is not made."""
+        if self.tell is not None:
+            self.tell(line, why, raw)
         if len(self.refused) < REPORTED_MAX:
             self.refused.append((line, why))
         else:
@@ -116,8 +91,10 @@ class Report:
         return not self.refused
 
 
-async def check_file(pool: Pool, path: Path, progress: Progress | None = None) -> Report:
-    """Judge every line without changing anything: its shape, its accounts and its asset.
+async def check_file(
+    pool: Pool, path: Path, progress: Progress | None = None, tell: Tell | None = None
+) -> Report:
+    """Judge every line without changing anything: its shape, its accounts, its asset and its key.
 
     Whether the money is there shows only when the transfers are made.
 
@@ -125,20 +102,29 @@ async def check_file(pool: Pool, path: Path, progress: Progress | None = None) -
         ConfigurationError: The file is neither CSV with the right header nor NDJSON, or empty.
         OSError, asyncpg.PostgresError: It, or the database, cannot be read.
     """
-    report = Report(size_bytes=path.stat().st_size)
+    report = Report(size_bytes=path.stat().st_size, tell=tell)
     assets = Assets(pool)
     digest = hashlib.sha256()
-    for chunk in _chunks(path, digest.update):
+    lines_of: dict[bytes, int] = {}
+    for chunk in read_chunks(path, digest.update):
         wanted = [one for one in chunk.lines if isinstance(one, Wanted)]
-        known = await _places(pool, wanted)
+        places = await _places(pool, wanted)
+        others = await _others(pool, [one for one in wanted if one.key is not None])
         for one in chunk.lines:
             report.lines += 1
-            if isinstance(one, Wanted):
-                why = await _hindrance(one, known, assets)
-                if why is not None:
-                    report.refuse(one.line, why)
-            else:
-                report.refuse(*one)
+            if not isinstance(one, Wanted):
+                report.refuse(one.line, one.why, one.raw)
+                continue
+            why = await _hindrance(one, places, assets)
+            if one.key is not None:
+                report.keyed += 1
+                first = lines_of.setdefault(_digest_of(one.key), one.line)
+                if first != one.line:
+                    why = f"line {first} has the same key"
+                elif one.line in others:
+                    why = _OTHER
+            if why is not None:
+                report.refuse(one.line, why, one.raw)
         if progress is not None:
             progress(chunk.end_bytes, report.size_bytes)
     report.digest = digest.digest()
@@ -152,6 +138,7 @@ async def import_file(
     path: Path,
     checked: Report,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> Report:
     """Make the transfers of a file that was checked, in the order of its lines.
 
@@ -164,7 +151,7 @@ async def import_file(
 
     Raises:
         ConfigurationError: The file has refused lines, or was changed.
-        Unavailable: Another process imports this file.
+        Unavailable: Another process imports this file, or another one with keys.
         OutcomeUnknown, JournalUnavailable: Stopped amid the file. Call again: it goes on from
             there.
     """
@@ -173,11 +160,14 @@ async def import_file(
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").digest() != checked.digest:
             raise ConfigurationError(f"{path} was changed since it was checked")
-    report = Report(checked.digest, checked.size_bytes, checked.lines)
+    report = Report(
+        checked.digest, checked.size_bytes, checked.lines, keyed=checked.keyed, tell=tell
+    )
     digest = hashlib.sha256()
-    async with _alone(pool, checked.digest):
-        began_at = await _begun(pool, checked.digest, path.name)
-        for chunk in _chunks(path, digest.update):
+    # Other files may have the same keys.
+    async with _alone(pool, _KEYED_LOCK if checked.keyed else checked.digest):
+        began_at = (await _begun(pool, {checked.digest: path.name}))[checked.digest]
+        for chunk in read_chunks(path, digest.update):
             wanted = [one for one in chunk.lines if isinstance(one, Wanted)]
             if len(wanted) != len(chunk.lines):
                 raise ConfigurationError(f"{path} was changed since it was checked")
@@ -210,11 +200,20 @@ async def _make(
     report: Report,
 ) -> None:
     """Make a chunk's transfers, but for those that are there."""
-    ids = {transfer_id(report.digest, began_at, one.line): one for one in wanted}
-    rows = await pool.fetch("SELECT id FROM transfers WHERE id = ANY($1::uuid[])", list(ids))
-    known = {row["id"] for row in rows}
-    report.known += len(known)
-    missing = {made_id: one for made_id, one in ids.items() if made_id not in known}
+    ids = {transfer_id(report.digest, began_at, one.line): one for one in wanted if one.key is None}
+    keys = {_digest_of(one.key): one for one in wanted if one.key is not None}
+    if keys:
+        begun = await _begun(pool, {digest: one.key or "" for digest, one in keys.items()})
+        ids |= {transfer_id(digest, begun[digest], 0): one for digest, one in keys.items()}
+    known = await _made(pool, ids)
+    missing = {}
+    for made_id, one in ids.items():
+        if made_id not in known:
+            missing[made_id] = one
+        elif known[made_id]:
+            report.known += 1
+        else:
+            report.refuse(one.line, _OTHER, one.raw)
     outcomes = await committer.commit_all(
         [
             (create_transfers(new_id(), actor, (_transfer(made_id, one, report),)), None)
@@ -225,7 +224,7 @@ async def _make(
         if isinstance(outcome, Exception):
             raise outcome
         if isinstance(outcome, Refused):
-            report.refuse(one.line, f"{outcome.reason.value}: {outcome.detail}")
+            report.refuse(one.line, f"{outcome.reason.value}: {outcome.detail}", one.raw)
         else:
             report.made += 1
             report.sums[one.asset] = report.sums.get(one.asset, money.ZERO) + one.amount
@@ -257,19 +256,58 @@ async def _alone(pool: Pool, digest: bytes) -> AsyncIterator[None]:
             await connection.fetchval("SELECT pg_advisory_unlock($1, $2)", _LOCK_CLASS, number)
 
 
-async def _begun(pool: Pool, digest: bytes, name: str) -> datetime:
-    """When the file's first import began: now, if this is it."""
+async def _begun(pool: Pool, names: Mapping[bytes, str]) -> dict[bytes, datetime]:
+    """When the first import of each began: now, for those that are new.
+
+    Args:
+        names: Digest of a file, or of a key → its name.
+    """
     async with pool.acquire() as connection:
         await connection.execute(
-            "INSERT INTO imports (digest, name, began_at) VALUES ($1, $2, now())"
+            "INSERT INTO imports (digest, name, began_at)"
+            " SELECT digest, name, now() FROM unnest($1::bytea[], $2::text[]) AS u (digest, name)"
             " ON CONFLICT DO NOTHING",
-            digest,
-            name[:255],
+            list(names),
+            [name[:255] for name in names.values()],
         )
-        began_at: datetime = await connection.fetchval(
-            "SELECT began_at FROM imports WHERE digest = $1", digest
-        )
-    return began_at
+    return await _known(pool, list(names))
+
+
+async def _known(pool: Pool, digests: list[bytes]) -> dict[bytes, datetime]:
+    """When the first import of each began, of those that were."""
+    rows = await pool.fetch(
+        "SELECT digest, began_at FROM imports WHERE digest = ANY($1::bytea[])", digests
+    )
+    return {row["digest"]: row["began_at"] for row in rows}
+
+
+async def _made(pool: Pool, ids: Mapping[UUID, Wanted]) -> dict[UUID, bool]:
+    """Of these transfers, those that are there: whether they are what is wanted."""
+    rows = await pool.fetch(
+        "SELECT id, source_id, target_id, asset, amount FROM transfers WHERE id = ANY($1::uuid[])",
+        list(ids),
+    )
+    return {row["id"]: _fits(ids[row["id"]], row) for row in rows}
+
+
+def _fits(one: Wanted, row: asyncpg.Record) -> bool:
+    there = row["source_id"], row["target_id"], row["asset"], row["amount"]
+    return there == (one.source_id, one.target_id, one.asset, one.amount)
+
+
+async def _others(pool: Pool, keyed: list[Wanted]) -> set[int]:
+    """Of these lines, those whose key made another transfer."""
+    if not keyed:
+        return set()
+    by_digest = {_digest_of(one.key or ""): one for one in keyed}
+    begun = await _known(pool, list(by_digest))
+    ids = {transfer_id(digest, at, 0): by_digest[digest] for digest, at in begun.items()}
+    return {ids[made_id].line for made_id, fits in (await _made(pool, ids)).items() if not fits}
+
+
+def _digest_of(key: str) -> bytes:
+    """What stands for a key where a file has its digest."""
+    return hashlib.sha256(b"key:" + key.encode()).digest()
 
 
 async def _places(pool: Pool, wanted: list[Wanted]) -> dict[UUID, tuple[str | None, str]]:
@@ -297,113 +335,3 @@ async def _hindrance(
         return "the target account is closed"
     refusal = await assets.check([(one.asset, one.amount)])
     return None if refusal is None else f"{refusal.reason.value}: {refusal.detail}"
-
-
-# Reading
-
-type _Read = Wanted | tuple[int, str]
-type Parse = Callable[[bytes], Wanted | None]
-"""Reads a line; None for an empty one."""
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """Some consecutive lines, and how far into the file they reach."""
-
-    lines: list[_Read]
-    end_bytes: int
-
-
-def _chunks(path: Path, digest: Callable[[bytes], None]) -> Iterator[_Chunk]:
-    """A file's lines, some at a time; `digest` is given every byte.
-
-    Raises:
-        ConfigurationError: It does not begin like CSV with our header, or like NDJSON.
-    """
-    with path.open("rb") as file:
-        parse: Parse | None = None
-        chunk = _Chunk([], 0)
-        for number, raw in enumerate(_lines(file), 1):
-            digest(raw)
-            chunk.end_bytes += len(raw)
-            if parse is None:
-                text = raw.removeprefix(b"\xef\xbb\xbf").strip()
-                if not text.startswith(b"{"):
-                    parse = _csv_parser(text)
-                    continue
-                parse = _json_line
-            try:
-                found = parse(raw.removeprefix(b"\xef\xbb\xbf"))
-            except BadLine as error:
-                chunk.lines.append((number, str(error)))
-            else:
-                if found is not None:
-                    chunk.lines.append(replace(found, line=number))
-            if len(chunk.lines) >= CHUNK_LINES:
-                yield chunk
-                chunk = _Chunk([], chunk.end_bytes)
-        if parse is None:
-            raise ConfigurationError(f"{path} is empty")
-        yield chunk
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    while raw := file.readline(LINE_BYTES_MAX + 1):
-        if len(raw) > LINE_BYTES_MAX:
-            raise ConfigurationError(f"a line has more than {LINE_BYTES_MAX} bytes")
-        yield raw
-
-
-def _json_line(raw: bytes) -> Wanted | None:
-    if not raw.strip():
-        return None
-    try:
-        line = _read_json(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadLine(str(error)) from error
-    return _wanted(line)
-
-
-def _csv_parser(header: bytes) -> Parse:
-    names = next(csv.reader([header.decode("utf-8", "replace")]), [])
-    if sorted(names) != sorted(_COLUMNS):
-        raise ConfigurationError(
-            f"the file begins neither with {{ nor with the header {','.join(_COLUMNS)}"
-        )
-
-    def parse(raw: bytes) -> Wanted | None:
-        if not raw.strip():
-            return None
-        try:
-            cells = next(csv.reader([raw.decode()], strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise BadLine(f"not CSV in UTF-8: {error}") from error
-        if len(cells) != len(names):
-            raise BadLine(f"has {len(cells)} cells instead of {len(names)}")
-        row: dict[str, Any] = dict(zip(names, cells, strict=True))
-        try:
-            return _wanted(msgspec.convert(row, _Line))
-        except msgspec.ValidationError as error:
-            raise BadLine(str(error)) from error
-
-    return parse
-
-
-def _wanted(line: _Line) -> Wanted:
-    try:
-        amount = money.parse(line.amount)
-    except InvalidAmount as error:
-        raise BadLine(str(error)) from error
-    if not 0 < amount < 10**18:
-        raise BadLine("the amount has to be above zero, and below any limit of the tables")
-    metadata = line.metadata
-    if len(metadata) > _METADATA_KEYS_MAX:
-        raise BadLine(f"metadata has more than {_METADATA_KEYS_MAX} members")
-    for name, value in metadata.items():
-        if not 0 < len(name) <= _KEY_LENGTH_MAX or len(value) > _VALUE_LENGTH_MAX:
-            raise BadLine("a member of metadata is too long, or has no name")
-        if not (name + value).isprintable():
-            raise BadLine("metadata has a character that cannot be printed")
-        if name in ("import", "line"):
-            raise BadLine(f"metadata has {name}, which an import sets itself")
-    return Wanted(0, line.source_account_id, line.target_account_id, line.asset, amount, metadata)

@@ -18,7 +18,6 @@ SMALL = {
     "assets": "a row an asset",
     "candle_gaps": "what the venue is still to be asked for, a few rows a market and interval",
     "counters": "a row a counter-account, asset and lane",
-    "imports": "a row an imported file",
     "instruments": "a row an instrument",
     "leases": "a row a venue account",
     "schema_migration": "a row a migration",

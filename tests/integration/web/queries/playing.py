@@ -116,7 +116,8 @@ async def move_cash(site: Any, client: Any) -> None:
     body = {"account_id": str(one), "asset": "USDT", "amount": "5", "destination": "there"}
     assert (await client.post("/v1/withdrawals", json=body)).status_code == 201
     with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
-        file.write(f"source_account_id,target_account_id,asset,amount\n{one},{two},USDT,1\n")
+        file.write("source_account_id,target_account_id,asset,amount,key\n")
+        file.write(f"{one},{two},USDT,1,\n{one},{two},USDT,1,a key\n")
         file.flush()
         checked = await check_file(site.pool, Path(file.name))
         await import_file(site.pool, site.committer, SYSTEM, Path(file.name), checked)
