@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tbot.journal.commands import Actor
 
 app = typer.Typer(
-    help="Halt and resume trading, a venue, an instrument, withdrawals or transfers; who did it and why"
-    " is kept.",
+    help="Halt and resume trading, a venue, an instrument, withdrawals or transfers; who did it and"
+    " why is kept.",
     no_args_is_help=True,
 )
 _ORDERS_SHOWN = 10
@@ -35,7 +35,8 @@ _ORDERS_SHOWN = 10
 Name = Annotated[
     str,
     typer.Argument(
-        help="trading, venue:NAME (as venue:paper), instrument:VENUE:SYMBOL, withdrawals or transfers."
+        help="trading, venue:NAME (as venue:paper), instrument:VENUE:SYMBOL, withdrawals or"
+        " transfers."
     ),
 ]
 Reason = Annotated[str, typer.Option(help="Why; kept, and told to whoever is refused.")]

@@ -1,6 +1,7 @@
 """What the dispatcher does with payments, and what their provider says of them: pure decisions.
 
-`SubmitWithdrawal`, `RepeatWithdrawal`, `NoteInstructions`, `ExpireDeposit`, `GiveUpWithdrawal` and `ApplyReport`.
+`SubmitWithdrawal`, `RepeatWithdrawal`, `NoteInstructions`, `ExpireDeposit`, `GiveUpWithdrawal` and
+`ApplyReport`.
 """
 
 from __future__ import annotations
