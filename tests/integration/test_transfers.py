@@ -15,6 +15,7 @@ import pytest
 from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import LedgerSettings
+from tbot.gateway import switches
 from tbot.journal.commands import SYSTEM, Accepted
 from tbot.ledger import store as accounts_store
 from tbot.ledger import transfers_store as store
@@ -249,6 +250,35 @@ async def test_a_transfer_is_reversed_at_most_once(new_desk: Any, pool: Any) -> 
     again = await first.resolve(ReverseTransfer, reversal, new_id(), {})
     assert again.reason is Reason.TRANSFER_IS_REVERSAL
     await first.verified()
+
+
+async def test_while_transfers_are_halted_no_money_moves_and_holds_are_released(
+    desk: Any, pool: Any
+) -> None:
+    ann, bob = await cash(desk, "100", "0")
+    posted = await desk.transfer(ann, bob, "10")
+    kept, voided = [await desk.transfer(ann, bob, "20", pending=True) for _ in range(2)]
+    async with pool.acquire() as connection:
+        await switches.halt(connection, "transfers", "a thief", "operator ann@desk")
+    refusals = [
+        await desk.transfer(ann, bob, "1"),
+        await desk.transfer(ann, bob, "1", pending=True),
+        await desk.resolve(PostTransfer, kept),
+        await desk.resolve(ReverseTransfer, posted, new_id(), {}),
+    ]
+    assert [(one.reason, one.detail) for one in refusals] == [
+        (Reason.TRANSFERS_HALTED, "a thief")
+    ] * 4
+    assert (await desk.resolve(VoidTransfer, voided)).state is TransferState.VOIDED
+    assert await balance(pool, ann) == Balance(Decimal(70), Decimal(20))
+    async with pool.acquire() as connection:
+        await switches.release(connection, "transfers", "caught", "operator ann@desk")
+        # One does not imply the other.
+        await switches.halt(connection, "trading", "a look", "operator ann@desk")
+        await switches.halt(connection, "withdrawals", "a look", "operator ann@desk")
+    assert (await desk.resolve(PostTransfer, kept)).state is TransferState.POSTED
+    assert (await desk.transfer(ann, bob, "1")).state is TransferState.POSTED
+    await desk.verified()
 
 
 async def test_a_restarted_committer_knows_what_is_pending(new_desk: Any, pool: Any) -> None:

@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     from tbot.journal.commands import Actor
 
 app = typer.Typer(
-    help="Halt and resume trading, a venue or an instrument; who did it and why is kept.",
+    help="Halt and resume trading, a venue, an instrument, withdrawals or transfers; who did it and"
+    " why is kept.",
     no_args_is_help=True,
 )
 _ORDERS_SHOWN = 10
 
 Name = Annotated[
-    str, typer.Argument(help="trading, venue:NAME (as venue:paper) or instrument:VENUE:SYMBOL.")
+    str,
+    typer.Argument(
+        help="trading, venue:NAME (as venue:paper), instrument:VENUE:SYMBOL, withdrawals or"
+        " transfers."
+    ),
 ]
 Reason = Annotated[str, typer.Option(help="Why; kept, and told to whoever is refused.")]
 
@@ -97,11 +102,11 @@ def list_switches(
             out.print(json.dumps(parts | {"by": turn.by, "at": turn.at.isoformat()}), markup=False)
         return
     if not turns:
-        out.print("No switch was ever turned: everything trades.")
+        out.print("No switch was ever turned: nothing is halted.")
         return
     table = Table("switch", "state", "since" if name is None else "at", "by", "reason", box=None)
     for turn in turns:
-        state = "[red]halted[/]" if turn.halted else "[green]trading[/]"
+        state = "[red]halted[/]" if turn.halted else "[green]on[/]"
         table.add_row(turn.name, state, f"{turn.at:%Y-%m-%d %H:%M:%S}", turn.by, turn.reason)
     out.print(table)
 

@@ -48,6 +48,8 @@ class Reason(StrEnum):
         "The account's risk limits do not list this instrument.",
     )
     VENUE_HALTED = "venue_halted", "Trading on this venue is halted; the detail says why."
+    WITHDRAWALS_HALTED = "withdrawals_halted", "Withdrawals are halted; the detail says why."
+    TRANSFERS_HALTED = "transfers_halted", "Transfers are halted; the detail says why."
     PRICE_OFF_TICK = "price_off_tick", "The price is not a multiple of the instrument's tick."
     PRICE_OUT_OF_RANGE = (
         "price_out_of_range",
@@ -158,6 +160,8 @@ PASSING: Final = frozenset(
     {
         Reason.INSTRUMENT_HALTED,
         Reason.VENUE_HALTED,
+        Reason.WITHDRAWALS_HALTED,
+        Reason.TRANSFERS_HALTED,
         Reason.NO_MARKET_PRICE,
         Reason.GATEWAY_AWAY,
         Reason.SEND_TOO_LATE,

@@ -1,4 +1,4 @@
-"""Switches: halting and resuming trading, a venue or one instrument.
+"""Switches: halting and resuming trading, a venue, one instrument, withdrawals or transfers.
 
 A switch is a row that every batch of the write path reads `FOR SHARE`, so a halt that has returned
 is seen by every order accepted afterwards. A switch is no account and has no journal; who turned
@@ -25,7 +25,9 @@ type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any
 REASON_LENGTH_MAX: Final = 500
 _TOLD: Final = 10
 """Names that a refusal tells of."""
-_NAME: Final = re.compile(r"trading|venue:[a-z0-9_-]{1,32}|instrument:[a-z0-9_-]{1,32}:[A-Z0-9-]+")
+_NAME: Final = re.compile(
+    r"trading|withdrawals|transfers|venue:[a-z0-9_-]{1,32}|instrument:[a-z0-9_-]{1,32}:[A-Z0-9-]+"
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -55,7 +57,8 @@ def check_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
-            f"{name!r} is no switch: there are trading, venue:NAME and instrument:VENUE:SYMBOL"
+            f"{name!r} is no switch: there are trading, venue:NAME, instrument:VENUE:SYMBOL,"
+            " withdrawals and transfers"
         )
     return name
 

@@ -102,7 +102,7 @@ class Draft(msgspec.Struct, frozen=True):
 
 
 class Switch(msgspec.Struct, frozen=True):
-    """A kill switch: while `halted`, what it names takes no new orders."""
+    """A kill switch: while `halted`, what it names takes no new orders, or moves no money."""
 
     halted: bool
     reason: str
@@ -113,7 +113,8 @@ class Context(msgspec.Struct, frozen=True):
 
     Attributes:
         now: Wall time of the batch.
-        switches: By name: `trading`, `venue:<name>`, `instrument:<venue>:<symbol>`.
+        switches: By name: `trading`, `venue:<name>`, `instrument:<venue>:<symbol>`,
+            `withdrawals`, `transfers`.
     """
 
     now: datetime

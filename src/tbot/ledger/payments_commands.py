@@ -130,6 +130,12 @@ def frozen_refusal(ledger: Ledger) -> Refused | None:
     return None
 
 
+def halted_refusal(context: Context) -> Refused | None:
+    """Why no money may leave any account."""
+    halt = context.halt("withdrawals")
+    return None if halt is None else Refused(Reason.WITHDRAWALS_HALTED, halt.reason)
+
+
 def _beyond_limits(
     rules: Rules, payments: Payments, kind: Kind, asset: str, amount: Decimal, at: Any
 ) -> Refused | None:
@@ -222,6 +228,7 @@ class RequestWithdrawal(PaymentRequest):
         refused = (
             _no_payments(ledger)
             or frozen_refusal(ledger)
+            or halted_refusal(context)
             or _beyond_limits(
                 self.rules,
                 state.part(Payments),
@@ -316,8 +323,8 @@ class DecideWithdrawal(PaymentCommand):
             return Drafts((draft,))
         if by is None or by == payment.requested_by:
             return Refused(Reason.APPROVER_IS_REQUESTER, "a second person has to approve it")
-        frozen = frozen_refusal(state.part(Ledger))
-        if frozen is not None:
-            return frozen
+        stopped = frozen_refusal(state.part(Ledger)) or halted_refusal(context)
+        if stopped is not None:
+            return stopped
         draft = changed(payment, "payment.approved", state="approved", decided_by=str(by))
         return Drafts((draft,), wakes=(WAKE,))

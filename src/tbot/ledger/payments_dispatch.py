@@ -49,6 +49,7 @@ from tbot.ledger.payments_reports import (
     ExpireDeposit,
     GiveUpWithdrawal,
     NoteInstructions,
+    RepeatWithdrawal,
     SubmitWithdrawal,
 )
 from tbot.ledger.provider import Order, Provider, Report, Said
@@ -216,7 +217,7 @@ class Dispatcher:
             SubmitWithdrawal(new_id(), DISPATCHER, payment.account_id, payment.id)
         )
         if not isinstance(outcome, Accepted):
-            return False  # canceled or frozen meanwhile
+            return False  # canceled or frozen meanwhile, or withdrawals are halted
         try:
             report = await self._send(payment)
         except ProviderRefused as error:
@@ -272,6 +273,11 @@ class Dispatcher:
         if age_s > self.provider.repeatable_s:
             _log.error("payment_absent", payment=str(payment.id), age_s=round(age_s))
             return False  # to repeat it now might pay it twice: somebody has to look
+        allowed = await self.desk.committer.commit(
+            RepeatWithdrawal(new_id(), DISPATCHER, payment.account_id, payment.id)
+        )
+        if not isinstance(allowed, Accepted):
+            return False  # ended meanwhile, or withdrawals are halted
         try:
             report = await self._send(payment)
         except ProviderRefused as error:

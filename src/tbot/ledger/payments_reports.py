@@ -1,6 +1,7 @@
 """What the dispatcher does with payments, and what their provider says of them: pure decisions.
 
-`SubmitWithdrawal`, `NoteInstructions`, `ExpireDeposit`, `GiveUpWithdrawal` and `ApplyReport`.
+`SubmitWithdrawal`, `RepeatWithdrawal`, `NoteInstructions`, `ExpireDeposit`, `GiveUpWithdrawal` and
+`ApplyReport`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tbot.ledger.payments_commands import (
     PaymentCommand,
     changed,
     frozen_refusal,
+    halted_refusal,
     late,
     released,
 )
@@ -41,15 +43,28 @@ class SubmitWithdrawal(PaymentCommand):
     priority = Priority.CANCEL
 
     def _decide(self, payment: Payment, state: AccountState, context: Context) -> Drafts | Refused:
-        """Only what is approved, on an account that money may leave."""
+        """Only what is approved, on an account that money may leave, while it may."""
         if payment.state is not State.APPROVED:
             return late(payment, "submitted")
-        frozen = frozen_refusal(state.part(Ledger))
-        if frozen is not None:
-            return frozen
+        stopped = frozen_refusal(state.part(Ledger)) or halted_refusal(context)
+        if stopped is not None:
+            return stopped
         at = clock.stamp(max(context.now, state.at))
         draft = changed(payment, "payment.submitted", state="submitted", submitted_at=at)
         return Drafts((draft,))
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatWithdrawal(PaymentCommand):
+    """Before a submitted one that its provider never got leaves again: whether it may."""
+
+    priority = Priority.CANCEL
+
+    def _decide(self, payment: Payment, state: AccountState, context: Context) -> Drafts | Refused:
+        """Nothing is written: its funds are held, and it counts as submitted already."""
+        if payment.state is not State.SUBMITTED:
+            return late(payment, "submitted again")
+        return halted_refusal(context) or Drafts()
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,6 +220,9 @@ class CreateTransfers(msgspec.Struct, frozen=True):
 
     def decide(self, states: States, context: Context) -> Drafts | Refused:
         """Check each in turn; the first that cannot be made refuses all."""
+        halted = halted_refusal(context)
+        if halted is not None:
+            return halted
         drafts: list[Draft] = []
         moved: dict[UUID, dict[str, Decimal]] = {}
         held: dict[UUID, int] = {}
@@ -327,6 +330,12 @@ def create_transfers(
     else:
         accounts = tuple({a: None for t in transfers for a in (t.source_id, t.target_id)})
     return CreateTransfers(command_id, actor, accounts, transfers, group_id, pending_max)
+
+
+def halted_refusal(context: Context) -> Refused | None:
+    """Why no transfer may move money."""
+    halt = context.halt("transfers")
+    return None if halt is None else Refused(Reason.TRANSFERS_HALTED, halt.reason)
 
 
 def hindrance(

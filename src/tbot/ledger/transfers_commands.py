@@ -18,6 +18,7 @@ from tbot.ledger.transfers import (
     Transfer,
     Transfers,
     TransferState,
+    halted_refusal,
     hindrance,
     not_open,
     there,
@@ -94,6 +95,9 @@ class PostTransfer(TransferCommand):
             return Refused(
                 Reason.TRANSFER_EXPIRED, f"the transfer's time was over at {transfer.expires_at}"
             )
+        halted = halted_refusal(context)
+        if halted is not None:
+            return halted
         source = states[self.source_id].part(Ledger).account
         target = states[self.target_id].part(Ledger).account
         assert source is not None
@@ -198,7 +202,7 @@ class ReverseTransfer(TransferCommand):
                 {"reversed_by": str(transfer.reversed_by)},
             )
         asset, amount = transfer.asset, transfer.posted_amount
-        refusal = hindrance(
+        refusal = halted_refusal(context) or hindrance(
             states[self.target_id].part(Ledger),
             states[self.source_id].part(Ledger),
             asset,

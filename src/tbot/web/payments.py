@@ -253,6 +253,7 @@ async def request_deposit(
             "key_not_allowed",
             Reason.ACCOUNT_FROZEN,
             Reason.INSUFFICIENT_FUNDS,
+            Reason.WITHDRAWALS_HALTED,
             *_REQUEST_REASONS,
         ),
     },
@@ -400,6 +401,7 @@ async def cancel_payment(
         Reason.ACCOUNT_FROZEN,
         Reason.APPROVER_IS_REQUESTER,
         Reason.PAYMENT_STATE,
+        Reason.WITHDRAWALS_HALTED,
     ),
 )
 async def approve_payment(

@@ -60,6 +60,7 @@ _MAKING: Final = (
     Reason.TARGET_NOT_FOUND,
     Reason.TRANSFER_CROSSES_VENUES,
     Reason.TRANSFER_SAME_ACCOUNT,
+    Reason.TRANSFERS_HALTED,
     Reason.TRANSFERS_PENDING_MAX,
 )
 _ALWAYS: Final = ("not_found", "overloaded", "outcome_unknown")
@@ -234,6 +235,7 @@ def _not_allowed(who: str) -> Problem:
         Reason.AMOUNT_TOO_PRECISE,
         Reason.TRANSFER_AMOUNT_EXCEEDED,
         Reason.TRANSFER_EXPIRED,
+        Reason.TRANSFERS_HALTED,
         Reason.TRANSFER_NOT_ALLOWED,
         Reason.TRANSFER_NOT_PENDING,
     ),
@@ -295,6 +297,7 @@ async def void_transfer(
             Reason.TRANSFER_NOT_ALLOWED,
             Reason.TRANSFER_NOT_POSTED,
             Reason.TRANSFER_REVERSED,
+            Reason.TRANSFERS_HALTED,
         ),
     },
 )

@@ -13,6 +13,7 @@ from tbot.boot import projections
 from tbot.core import clock
 from tbot.core.errors import ProviderAmbiguous, ProviderNotSent, ProviderRefused
 from tbot.core.ids import new_id
+from tbot.gateway import switches
 from tbot.journal.commands import SYSTEM, AccountState
 from tbot.ledger import store as ledger_store
 from tbot.ledger.payments import Kind, Payments
@@ -281,6 +282,44 @@ async def test_after_a_crash_what_was_held_is_submitted_and_what_was_submitted_a
         assert await usdt(client, account) == ("40", "0")
         assert set(provider.paid) == {UUID(p["id"]) for p in (held, unsent, sent)}
         assert provider.calls.count("submit") == 2
+
+
+async def test_while_withdrawals_are_halted_nothing_leaves_and_afterwards_it_goes_on(
+    fast: Any, dispatch: Any, database_url: str, eventually: Any, problem: Any
+) -> None:
+    provider = Scripted()
+    async with fast.client("ann") as ann, fast.client("root") as root:
+        account = await fast.cash(ann, USDT="50000")
+        approved, unsent = await paid(ann, account, "10"), await paid(ann, account, "20")
+        gone, waiting = await paid(ann, account, "30"), await paid(ann, account, "10001")
+        await fast.committer.commit(
+            SubmitWithdrawal(new_id(), SYSTEM, UUID(account["id"]), UUID(unsent["id"]))
+        )  # killed before the request left
+        async with fast.pool.acquire() as connection:
+            await switches.halt(connection, "withdrawals", "a thief", "operator ann@desk")
+        refused = await ask(ann, "withdrawal", account, "1", key="later")
+        assert problem(refused, 422, "withdrawals_halted")["detail"] == "a thief"
+        path = f"/v1/payments/{waiting['id']}"
+        problem(await root.post(f"{path}/approve"), 422, "withdrawals_halted")
+        await dispatch(fast, database_url, provider)
+        # What it never had is looked up again and again; a deposit is announced meanwhile.
+        deposit = (await ask(ann, "deposit", account, "5")).json()
+        await eventually(lambda: provider.calls.count("look_up") > 2)
+
+        async def announced() -> bool:
+            found = (await ann.get(f"/v1/payments/{deposit['id']}")).json()
+            return found["instructions"] is not None
+
+        await eventually(announced)
+        assert (await ann.post(f"/v1/payments/{gone['id']}/cancel")).json()["state"] == "canceled"
+        assert provider.calls.count("submit") == 0
+        async with fast.pool.acquire() as connection:
+            await switches.release(connection, "withdrawals", "caught", "operator ann@desk")
+        await eventually(lambda: len(provider.paid) == 2, timeout_s=30)
+        assert set(provider.paid) == {UUID(approved["id"]), UUID(unsent["id"])}
+        assert (await root.post(f"{path}/approve")).json()["state"] == "approved"
+        again = await ask(ann, "withdrawal", account, "1", key="later")
+        assert again.status_code == 201, "a refusal of the moment is not kept"
 
 
 async def test_only_one_process_dispatches(
