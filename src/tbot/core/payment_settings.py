@@ -116,12 +116,15 @@ class WebhookSettings(BaseModel):
     in_flight_max: int = Field(64, ge=1, description="Requests under way at once.")
     timeout_s: float = Field(10.0, gt=0, description="Longest delivery attempt.")
     attempts_max: int = Field(
-        8, ge=1, description="Attempts after which an entry is a dead letter, and the next follows."
+        100,
+        ge=1,
+        description="Attempts after which an entry is a dead letter, and the next follows; with "
+        "the delays below, about three days.",
     )
     retry_base_s: float = Field(5.0, gt=0, description="First delay; it doubles, with jitter.")
     retry_max_s: float = Field(3600.0, gt=0, description="Longest delay between two attempts.")
     dead_letters_max: int = Field(
-        5, ge=1, description="Dead letters in a row that disable a subscription."
+        2, ge=1, description="Dead letters in a row that disable a subscription."
     )
     secret_overlap_s: int = Field(
         86_400,

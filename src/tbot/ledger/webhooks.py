@@ -34,6 +34,12 @@ _COLUMNS: Final = (
 )
 _OLD_SECRETS_MAX: Final = 3
 """Secrets before the present one that sign at once; of more, the oldest stops."""
+_BEGIN_ANEW: Final = (
+    "begun_anew AS (DELETE FROM webhook_deliveries WHERE webhook_id = $1 AND state = 'retrying'"
+    " AND EXISTS (SELECT FROM changed))"
+)
+"""What was being retried is tried at once, and as often as if it had not been tried before: its
+owner has come, and knows more than a delay of an hour does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +229,8 @@ async def change(
 ) -> Webhook | None:
     """Change what is not None; enabling one that was disabled lets it go on where it stood.
 
+    What is being retried is tried again at once.
+
     Args:
         versions: Those that the change is for; None for any.
 
@@ -230,13 +238,13 @@ async def change(
         The webhook as it is now; None when it is of another version, or gone.
     """
     row = await connection.fetchrow(
-        "WITH told AS (SELECT pg_notify('tbot', $6))"
-        " UPDATE webhooks SET url = coalesce($2, url), kinds = coalesce($3::text[], kinds),"
+        "WITH told AS (SELECT pg_notify('tbot', $6)), changed AS ("
+        "UPDATE webhooks SET url = coalesce($2, url), kinds = coalesce($3::text[], kinds),"
         " enabled = coalesce($4, enabled), failures = 0, version = version + 1, updated_at = now(),"
         " disabled_reason = CASE WHEN coalesce($4, enabled) THEN NULL"
         "                        ELSE coalesce(disabled_reason, $5) END"
         " FROM told WHERE id = $1 AND ($7::text[] IS NULL OR version::text = ANY($7))"
-        f" RETURNING {_COLUMNS}",
+        f" RETURNING {_COLUMNS}), {_BEGIN_ANEW} SELECT * FROM changed",
         webhook_id,
         url,
         None if kinds is None else list(kinds),
@@ -298,9 +306,10 @@ async def replay(connection: Connection, webhook: Webhook, seq: int, digest: byt
         NotFound: It is gone.
     """
     row = await connection.fetchrow(
-        "WITH told AS (SELECT pg_notify('tbot', $4))"
-        " UPDATE webhooks SET seq = $2, hash = $3, version = version + 1, failures = 0,"
-        f" updated_at = now() FROM told WHERE id = $1 RETURNING {_COLUMNS}",
+        "WITH told AS (SELECT pg_notify('tbot', $4)), changed AS ("
+        "UPDATE webhooks SET seq = $2, hash = $3, version = version + 1, failures = 0,"
+        f" updated_at = now() FROM told WHERE id = $1 RETURNING {_COLUMNS})"
+        f", {_BEGIN_ANEW} SELECT * FROM changed",
         webhook.id,
         seq,
         digest,

@@ -39,9 +39,13 @@ _log = structlog.get_logger(__name__)
 
 _GONE: Final = 410
 _PAUSE_S: Final = 1.0
+_JITTER_LEAST: Final = 0.5
+"""The least share of a delay: receivers that failed together are not all tried together again."""
 _SUBSCRIPTIONS = Gauge("tbot_webhooks", "Subscriptions being delivered by this process.")
 _ATTEMPTS = Counter("tbot_webhook_attempts", "Delivery attempts.", ["outcome"])
 _DEAD = Counter("tbot_webhook_dead_letters", "Entries given up.")
+_RETRYING = Gauge("tbot_webhooks_retrying", "Subscriptions that wait to repeat a failed attempt.")
+_DISABLED = Counter("tbot_webhooks_disabled", "Subscriptions disabled by T-Bot.", ["reason"])
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -185,7 +189,7 @@ class Deliverer:
         attempts = 0
         if before is not None and before.next_at is not None:
             attempts = before.attempts
-            await asyncio.sleep(max(0.0, (before.next_at - clock.utc_now()).total_seconds()))
+            await _waiting((before.next_at - clock.utc_now()).total_seconds())
         while True:
             async with gate:
                 now = clock.utc_now()
@@ -198,17 +202,12 @@ class Deliverer:
                 break
             if attempts >= self.settings.attempts_max:
                 break
-            delay_s = self._delay_s(attempts)
+            delay_s = delay_most_s(self.settings, attempts) * random.uniform(_JITTER_LEAST, 1.0)
             _log.info("webhook_not_taken", webhook=str(hook.id), seq=entry.seq, error=outcome.error)
             note = _note(hook, entry, kind, "retrying", attempts, outcome, delay_s)
             await self._stored(lambda c, n=note: store.postpone(c, n))
-            await asyncio.sleep(delay_s)
+            await _waiting(delay_s)
         return await self._settle(hook, entry, kind, attempts, outcome)
-
-    def _delay_s(self, attempts: int) -> float:
-        """Doubling, with jitter: from half of it to all of it."""
-        doubled_s: float = self.settings.retry_base_s * 2.0 ** min(attempts - 1, 32)
-        return min(self.settings.retry_max_s, doubled_s) * random.uniform(0.5, 1.0)
 
     async def _settle(
         self, hook: Webhook, entry: Recorded, kind: str, attempts: int, outcome: Outcome
@@ -234,6 +233,35 @@ class Deliverer:
     async def _disable(self, hook: Webhook, reason: str) -> None:
         _log.warning("webhook_disabled", webhook=str(hook.id), reason=reason)
         await self._stored(lambda c: store.disable(c, hook, reason))
+        _DISABLED.labels(reason).inc()
+
+
+def delay_most_s(settings: WebhookSettings, attempts: int) -> float:
+    """The longest delay after so many failed attempts, in seconds; with jitter, from half of it.
+
+    Example:
+        >>> [delay_most_s(WebhookSettings(), attempts) for attempts in (1, 2, 10, 11, 99)]
+        [5.0, 10.0, 2560.0, 3600.0, 3600.0]
+    """
+    return float(min(settings.retry_max_s, settings.retry_base_s * 2.0 ** min(attempts - 1, 32)))
+
+
+def tried_for_s(settings: WebhookSettings, attempts: int) -> tuple[float, float]:
+    """When the last of so many attempts comes, in seconds after the first: soonest and latest.
+
+    Answers that are waited for come on top.
+
+    Example:
+        >>> [round(end_s / 3600) for end_s in tried_for_s(WebhookSettings(), 100)]
+        [45, 90]
+    """
+    most_s = sum(delay_most_s(settings, failed) for failed in range(1, attempts))
+    return most_s * _JITTER_LEAST, most_s
+
+
+async def _waiting(delay_s: float) -> None:
+    with _RETRYING.track_inprogress():
+        await asyncio.sleep(max(0.0, delay_s))
 
 
 def _note(

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from prometheus_client import REGISTRY
 
 from tbot.ledger.signatures import secret_text
 from tbot.ledger.webhooks_target import Forbidden, Sender, check_url
@@ -364,6 +365,41 @@ async def test_attempts_survive_their_process(
             return bool(items) and items[0]["attempts"] == 3
 
         await eventually(dead)
+        assert receiver.sequences() == [1, 1]
+
+
+@pytest.mark.parametrize("way", ["replay", "change"])
+async def test_what_waits_is_tried_at_once_when_its_owner_comes(
+    new_site: Any,
+    site: Any,
+    deliver: Any,
+    database_url: str,
+    receiver: Receiver,
+    eventually: Any,
+    way: str,
+) -> None:
+    slow = await new_site(webhooks={**FAST, "retry_base_s": 3600, "retry_max_s": 3600})
+    async with slow.client("ann") as client:
+        account = await slow.cash(client)
+        receiver.status = 500
+        hook = await subscribe(client, account, receiver.url, from_sequence=1)
+        path = f"/v1/webhooks/{hook['id']}"
+        waiting = REGISTRY.get_sample_value("tbot_webhooks_retrying") or 0.0
+        await deliver(slow, database_url)
+        await eventually(lambda: REGISTRY.get_sample_value("tbot_webhooks_retrying") == waiting + 1)
+        receiver.status = 204
+        if way == "replay":
+            answer = await client.post(f"{path}/replay", json={"from_sequence": 1})
+        else:
+            match = {"If-Match": "*"}
+            answer = await client.patch(path, headers=match, json={"enabled": True})
+        assert answer.status_code == 200, answer.text
+
+        async def delivered() -> bool:
+            items = (await client.get(f"{path}/deliveries")).json()["items"]
+            return [(d["state"], d["attempts"]) for d in items] == [("delivered", 1)]
+
+        await eventually(delivered)
         assert receiver.sequences() == [1, 1]
 
 
