@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from tbot.core import clock
+from tbot.ledger.entry_kinds import WANTED
 from tbot.ledger.webhooks import Delivery, Webhook
 from tbot.ledger.webhooks_target import URL_LENGTH_MAX
 from tbot.web.fields import Answer, Id, Request, Timestamp
@@ -21,18 +22,27 @@ Url = Annotated[
         strict=True,
     ),
 ]
+
+
+def _known_kind(kind: str) -> str:
+    # One that is not would be taken, and never bring anything.
+    if kind not in WANTED:
+        raise ValueError(f"is no kind of entry; there are {', '.join(WANTED)}")
+    return kind
+
+
 Kinds = Annotated[
     list[
         Annotated[
             str,
-            StringConstraints(pattern=r"^([a-z_]{1,32}\.)?(\*|[a-z_]{1,32})$"),
-            Field(strict=True),
+            Field(strict=True, json_schema_extra={"enum": list(WANTED)}),
+            AfterValidator(_known_kind),
         ]
     ],
     Field(
-        max_length=50,
-        description="Kinds of journal entries, as `order.*` or `payment.succeeded`; all when "
-        "empty.",
+        max_length=len(WANTED),
+        description="Kinds of journal entries, as `payment.succeeded`, or all of a group, as "
+        "`order.*`; all when empty.",
         examples=[["payment.*"]],
     ),
 ]

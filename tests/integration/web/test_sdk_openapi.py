@@ -31,7 +31,7 @@ SAMPLES: dict[str, Any] = {
     "source": ID, "target": ID, "user_id": ID, "key_id": ID, "session_id": ID,
     "symbol": "BTC-USDT", "side": "buy", "asset": "USDT", "amount": "1.5", "quantity": "1.5",
     "limit_price": "99.5", "quote": "USDT", "name": "main", "destination": "DE89", "reason": "no",
-    "url": "https://example.com/", "kinds": ["order.placed"], "enabled": True, "from_sequence": 1,
+    "url": "https://example.com/", "kinds": ["order.filled"], "enabled": True, "from_sequence": 1,
     "starting_balance": {"USDT": "10"}, "venue": "paper", "status": "frozen", "is_open": True,
     "limits": {"max_open_orders": 3}, "time_in_force": "gtc", "client_order_id": "a-1",
     "wait_s": 1.0, "timeout_s": 0.0, "depth": 20, "limit": 5, "page": 10, "after": 3,

@@ -421,6 +421,25 @@ async def test_a_journal_that_is_another_one_is_not_followed(
         assert receiver.messages == []
 
 
+@pytest.mark.parametrize("kind", ["bogus.*", "order.placed", "order", "order.fil*", "", "orders.*"])
+async def test_a_kind_that_nothing_has_is_refused_with_those_there_are(
+    site: Any, problem: Any, kind: str
+) -> None:
+    async with site.client("ann") as client:
+        account = await site.cash(client)
+        body = {"account_id": account["id"], "url": "https://example.com/a"}
+        kinds = ["order.filled", kind]
+        answer = await client.post("/v1/webhooks", json={**body, "kinds": kinds})
+        (error,) = problem(answer, 422, "validation_failed")["errors"]
+        assert error["pointer"] == "/kinds/1"
+        assert "payment.*" in error["detail"]
+        assert "payment.succeeded" in error["detail"]
+        made = (await client.post("/v1/webhooks", json={**body, "kinds": ["*"]})).json()
+        path = f"/v1/webhooks/{made['id']}"
+        changed = await client.patch(path, headers={"If-Match": "*"}, json={"kinds": kinds})
+        problem(changed, 422, "validation_failed")
+
+
 async def test_webhooks_are_their_owners_alone_and_so_many(
     new_site: Any, site: Any, problem: Any
 ) -> None:
