@@ -39,7 +39,8 @@ class Plan:
         kinds: Of faults, in turn.
         kills: How many faults; None goes by time.
         seconds: How long the whole run may take, without `kills`.
-        commands_between: Acknowledged before the next fault comes, with `kills`.
+        commands_between: Acknowledged before the first fault, and between the end of each and
+            the next, with `kills`.
     """
 
     kinds: list[str]
@@ -67,11 +68,11 @@ class Trouble:
     async def run(self) -> None:
         """Until the plan is fulfilled."""
         plan, until_s = self._plan, time.monotonic() + self._plan.seconds - OVERHEAD_S
-        began_at = self._floor.pulse.acknowledged
         await asyncio.sleep(1.0)
         if not plan.kinds:
             await asyncio.sleep(until_s - time.monotonic())
             return
+        await self._distance()
         for kind in schedule(plan.kinds, plan.seed):
             if plan.kills is None and time.monotonic() > until_s:
                 return
@@ -86,10 +87,15 @@ class Trouble:
                     break
                 await asyncio.sleep(0.5)
             await asyncio.sleep(self._random.uniform(0.2, 1.2))
-            if plan.kills is not None:
-                due = began_at + plan.commands_between * self._done
-                while self._floor.pulse.acknowledged < due:
-                    await asyncio.sleep(0.05)
+            await self._distance()
+
+    async def _distance(self) -> None:
+        """Leave the clients alone until they did as much as lies between two faults."""
+        if self._plan.kills is None:
+            return
+        due = self._floor.pulse.acknowledged + self._plan.commands_between
+        while self._floor.pulse.acknowledged < due:
+            await asyncio.sleep(0.05)
 
     def _owing(self, kills: int) -> set[str]:
         """The kinds that did not come as often as all of them should have."""
