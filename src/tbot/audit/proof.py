@@ -25,6 +25,7 @@ from tbot.audit import bodies, form
 from tbot.audit.form import EntryLine, Head, Header, Line, Malformed, Manifest, Seal
 from tbot.audit.keys import PublicKey
 from tbot.audit.merkle import Tree
+from tbot.audit.places import Places
 from tbot.audit.report import Fault, Kind, Report
 from tbot.audit.workspace import Leaf, Workspace
 
@@ -34,10 +35,11 @@ _PLACES_MAX: Final = 10
 class _Stream:
     """Where the proof stands within one account's entries."""
 
-    __slots__ = ("anchored", "at", "good", "hash", "head", "known", "leaves", "seq", "told")
+    __slots__ = ("anchored", "at", "good", "hash", "head", "known", "leaves", "places", "seq", "told")
 
-    def __init__(self, head: Head, leaves: list[Leaf]) -> None:
+    def __init__(self, head: Head, leaves: list[Leaf], report: Report) -> None:
         self.head = head
+        self.places = Places(report, head.account)
         self.seq = 0
         self.hash = hashlib.sha256(f"tbot:1:{head.account}".encode()).digest()
         self.known = True  # whether `hash` is that of entry `seq`: not after a gap
@@ -135,7 +137,7 @@ class Proof:
         if head.account <= self._last_account:
             self._file_fault(f"line {self._line}: account {head.account} is out of order")
         self._last_account = head.account
-        self._stream = _Stream(head, self._workspace.take(head.account))
+        self._stream = _Stream(head, self._workspace.take(head.account), self._report)
         self._report.accounts += 1
         if head.seq is None:
             text = f"account {head.account}: it has entries, but no head in the database"
@@ -161,12 +163,10 @@ class Proof:
         where = f"account {account}, entry {seq}"
         body = bodies.decode(line.body)
         if seq <= stream.seq:
-            self._fault(Kind.MISPLACED, account, seq, seq, f"{where}: stands after {stream.seq}")
+            stream.places.misplaced(seq, self._line, f"{where}: stands after {stream.seq}")
             return
         if seq > stream.seq + 1:
-            first, last = stream.seq + 1, seq - 1
-            missing = f"entry {first} is" if first == last else f"entries {first} to {last} are"
-            self._fault(Kind.MISSING, account, first, last, f"account {account}: {missing} missing")
+            stream.places.gap(stream.seq + 1, seq - 1, self._line)
             stream.known = False
         hashes = hashlib.sha256(stream.hash + line.body).digest() == line.hash
         if stream.known and not hashes:
@@ -187,7 +187,7 @@ class Proof:
             self._fault(Kind.FOREIGN, account, seq, seq, f"{where}: it is of account {other}")
         elif body is not None and isinstance(body.get("seq"), int) and body["seq"] != seq:
             text = f"{where}: what stands here was written as entry {body['seq']}"
-            self._fault(Kind.MISPLACED, account, seq, seq, text)
+            stream.places.misplaced(seq, self._line, text)
         else:
             after = f"entry {seq - 1}" if seq > 1 else "the account's beginning"
             text = f"{where}: it does not follow {after}; one of the two was changed"
@@ -203,7 +203,7 @@ class Proof:
             return
         if body.get("seq") != seq:
             text = f"{where}: it says that it is entry {body.get('seq')}"
-            self._fault(Kind.MISPLACED, account, seq, seq, text)
+            stream.places.misplaced(seq, self._line, text)
         try:
             facts = bodies.facts(body)
         except bodies.Unreadable as error:
@@ -238,6 +238,7 @@ class Proof:
         stream, self._stream = self._stream, None
         if stream is None:
             return
+        stream.places.end()
         head, account = stream.head, stream.head.account
         if head.seq is not None and stream.seq < head.seq:
             first, last = stream.seq + 1, head.seq

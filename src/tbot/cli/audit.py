@@ -104,7 +104,7 @@ def export(
             _export(settings, file, accounts, newest_named(place), key, tell)
         )
     signed = "signed" if key is not None else "not signed (`tbot audit anchor` makes a key)"
-    err.print(f"{name}: {accounts_done} accounts, {entries_done} entries, {signed}")
+    err.print(f"{name}: {_count(accounts_done, 'account')}, {entries_done} entries, {signed}")
 
 
 @contextlib.contextmanager
@@ -335,6 +335,10 @@ async def _verify_database(
         return proof.end()
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _tell(report: Report, *, of_file: bool) -> None:
     for fault in report.faults:
         out.print(f"{fault.kind.value}: {fault.text}", markup=False)
@@ -342,19 +346,19 @@ def _tell(report: Report, *, of_file: bool) -> None:
         out.print(f"… and {report.faults_left_out} more")
     for note in report.notes:
         out.print(f"note: {note}", markup=False)
-    counts = f"{report.accounts} accounts, {report.entries} entries"
+    counts = f"{_count(report.accounts, 'account')}, {report.entries} entries"
     if report.anchors:
-        counts += f", {report.anchored} of them under {report.anchors} anchors"
+        counts += f", {report.anchored} of them under {_count(report.anchors, 'anchor')}"
     if not report.sound:
         out.print(f"[red]It does not hold[/] ({counts}).")
         return
     out.print(f"Everything holds: {counts}.")
-    if of_file and report.signed is None:
-        out.print("The file's signature was NOT checked: name the key with --public-key, or else")
-        out.print("this says only that the file fits itself, as one that was made up would.")
     if not report.anchors:
         out.print("No anchors were given: a cut end, a rewritten whole or a removed account")
         out.print("could not have been seen. See docs/audit.md.")
+    if of_file and report.signed is None:
+        out.print("It holds in itself, as a file that was made up would:")
+        out.print("signatures were NOT checked; name --public-key.")
 
 
 @app.command("show")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tbot.audit import form
+from tbot.audit.form import EntryLine, Head, Manifest, Seal
+from tbot.audit.merkle import Tree
 
 
 async def test_from_anchor_to_offline_proof(tbot: Any, evidence: Any, tmp_path: Path) -> None:
@@ -31,7 +37,7 @@ async def test_from_anchor_to_offline_proof(tbot: Any, evidence: Any, tmp_path: 
     code, said, _ = await tbot(*prove)
     assert (code, said) == (
         0,
-        "Everything holds: 3 accounts, 24 entries, 24 of them under 1 anchors.\n",
+        "Everything holds: 3 accounts, 24 entries, 24 of them under 1 anchor.\n",
     )
 
     content = export.read_bytes()
@@ -45,13 +51,75 @@ async def test_from_anchor_to_offline_proof(tbot: Any, evidence: Any, tmp_path: 
     ]
 
 
+def forged(export: bytes) -> bytes:
+    """One account's amounts edited, and everything made to fit that a forger can make fit."""
+    lines, root, previous, head_at = export.splitlines(keepends=True), Tree(), b"", 0
+    out: list[bytes] = []
+    manifest: Manifest | None = None
+    for line in lines:
+        match form.read_line(line):
+            case Head() as head:
+                previous = hashlib.sha256(f"tbot:1:{head.account}".encode()).digest()
+                head_at = len(out)
+                out.append(line)
+            case EntryLine() as entry:
+                body = entry.body.replace(b'"1000"', b'"9000"').replace(b'"-1000"', b'"-9000"')
+                previous = hashlib.sha256(previous + body).digest()
+                out.append(form.entry(EntryLine(entry.seq, previous, body)))
+                stood = form.read_line(out[head_at])
+                assert isinstance(stood, Head)
+                out[head_at] = form.stream(Head(stood.account, stood.seq, previous.hex()))
+            case Manifest() as manifest:
+                for made in out:
+                    if isinstance(head := form.read_line(made), Head):
+                        root.add(head.leaf())
+                out.append(form.manifest(replace(manifest, root=root.root().hex())))
+            case Seal():
+                total = hashlib.sha256(b"".join(out)).hexdigest()
+                out.append(b'{"sha256":"%s"}\n' % total.encode())
+            case _:
+                out.append(line)
+    return b"".join(out)
+
+
+async def test_a_forged_export_does_not_pass_for_a_signed_one(
+    tbot: Any, evidence: Any, tmp_path: Path
+) -> None:
+    """What came after the newest anchor is only under the signature: take that off, and it shows."""
+    export, public = tmp_path / "journal.ndjson", tmp_path / "public.pem"
+    code, said, _ = await tbot("audit", "anchor", "--json")
+    anchor = json.loads(said)["id"]
+    anchors = str(tmp_path / "data.audit" / "anchors.ndjson")
+    public.write_text((await tbot("audit", "key"))[1])
+    assert (await tbot("audit", "export", str(export), "--account", str(evidence.accounts[0])))[
+        0
+    ] == 0
+    prove = ("audit", "verify", str(export), "--partial")
+    key = ("--public-key", str(public))
+    assert (await tbot(*prove, *key))[0] == 0
+    export.write_bytes(forged(export.read_bytes()))
+    code, said, _ = await tbot(*prove, *key)
+    assert (code, said.splitlines()[0]) == (
+        1,
+        "file: the export is not signed, though a key was named",
+    )
+    assert "It does not hold" in said
+    code, said, _ = await tbot(*prove, *key, "--unsigned")
+    assert (code, "note: the export is not signed" in said) == (0, True)
+    code, said, _ = await tbot(*prove, *key, "--anchors", anchors, "--includes", anchor)
+    assert code == 1
+    code, said, _ = await tbot(*prove)
+    last = "signatures were NOT checked; name --public-key."
+    assert (code, said.splitlines()[-1]) == (0, last)
+
+
 async def test_the_database_is_proved_where_it_is(tbot: Any, evidence: Any) -> None:
     code, said, _ = await tbot("audit", "verify", "--database")
     assert code == 0
     assert "No anchors were given" in said
     await tbot("audit", "anchor")
     code, said, _ = await tbot("audit", "verify", "--database")
-    assert (code, "under 1 anchors" in said) == (0, True)
+    assert (code, "under 1 anchor" in said) == (0, True)
     await evidence.owner.execute("DELETE FROM journal WHERE seq = 8")
     code, said, _ = await tbot("audit", "verify", "--database")
     assert code == 1
@@ -62,7 +130,7 @@ async def test_an_export_goes_down_a_pipe(tbot: Any, evidence: Any, tmp_path: Pa
     account = str(evidence.accounts[1])
     code, said, told = await tbot("audit", "export", "-", "--account", account)
     assert code == 0
-    assert "1 accounts, 8 entries, not signed" in told
+    assert "1 account, 8 entries, not signed" in told
     path = tmp_path / "piped"
     path.write_text(said)
     assert (await tbot("audit", "verify", str(path)))[0] == 1

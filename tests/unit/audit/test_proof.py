@@ -93,6 +93,51 @@ def test_any_lines_moved_or_repeated_are_found_under_a_new_seal(
     assert not verify(tmp_path, resealed(b"".join(lines))).sound
 
 
+def moved(book: Any, *order: int) -> bytes:
+    """The first account's entries in this order, under a new seal."""
+    lines = book.export().splitlines(keepends=True)
+    begin = next(n for n, line in enumerate(lines) if b'{"entry"' in line)
+    lines[begin : begin + len(order)] = [lines[begin + seq - 1] for seq in order]
+    return resealed(b"".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ((1, 3, 2, 4, 5, 6, 7, 8), [(Kind.MISPLACED, 2, 2)]),
+        ((1, 5, 6, 7, 8, 2, 3, 4), [(Kind.MISPLACED, 2, 4)]),
+        ((8, 7, 6, 5, 4, 3, 2, 1), [(Kind.MISPLACED, 1, 7)]),
+        ((1, 2, 5, 3, 6, 7, 4, 8), [(Kind.MISPLACED, 3, 3), (Kind.MISPLACED, 4, 4)]),
+        ((1, 4, 3, 5, 6, 7, 8), [(Kind.MISSING, 2, 2), (Kind.MISPLACED, 3, 3)]),
+        ((1, 5, 3, 6, 7, 8), [(Kind.MISSING, 2, 2), (Kind.MISSING, 4, 4), (Kind.MISPLACED, 3, 3)]),
+    ],
+    ids=str,
+)
+def test_entries_out_of_place_are_told_once_and_not_as_missing(
+    book: Any, tmp_path: Path, order: tuple[int, ...], expected: list[Any]
+) -> None:
+    account = "00000001-0000-7000-8000-000000000000"
+    while len(book.journals[account]) < 8:
+        book.write(account)
+    content = moved(book, *order)
+    if len(order) < 8:  # the lines that were left over
+        lines = content.splitlines(keepends=True)
+        begin = next(n for n, line in enumerate(lines) if b'{"entry"' in line)
+        del lines[begin + len(order) : begin + 8]
+        content = resealed(b"".join(lines))
+    report = verify(tmp_path, content)
+    faults = [(fault.kind, fault.first, fault.last) for fault in report.faults]
+    assert [fault for fault in faults if fault[0] in (Kind.MISSING, Kind.MISPLACED)] == expected
+
+
+def test_how_many_follow_the_first_out_of_place_is_told(book: Any, tmp_path: Path) -> None:
+    account = "00000001-0000-7000-8000-000000000000"
+    while len(book.journals[account]) < 8:
+        book.write(account)
+    (fault,) = verify(tmp_path, moved(book, 1, 5, 6, 7, 8, 2, 3, 4)).faults[:1]
+    assert fault.text == f"account {account}, entry 2: stands after 8; and 2 more that follow it"
+
+
 def test_what_cannot_stand_in_a_line_travels_in_base_64() -> None:
     for body in (b"", b"{\n}", b"no JSON", b"\xff\x00", b'{"a":1}'):
         line = form.entry(EntryLine(1, bytes(32), body))
