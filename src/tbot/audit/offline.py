@@ -25,6 +25,7 @@ def verify_file(
     anchor_file: Path | None = None,
     key: PublicKey | None = None,
     partial: bool = False,
+    unsigned: bool = False,
     includes: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -33,7 +34,7 @@ def verify_file(
     Args:
         anchor_file: Signed heads to compare with; needs `key`.
         key: The public half of the audit key.
-        partial: See `Proof`.
+        partial, unsigned: See `Proof`.
         includes: Id, or its beginning, of an anchor that the anchor file must hold.
         progress: Called with bytes read and bytes in all, now and then.
 
@@ -43,7 +44,14 @@ def verify_file(
     report = Report()
     with contextlib.closing(Workspace()) as workspace:
         newest = read_anchors(anchor_file, key, workspace, report, includes)
-        proof = Proof(report, workspace, key=key, newest_anchor=newest, partial=partial)
+        proof = Proof(
+            report,
+            workspace,
+            key=key,
+            newest_anchor=newest,
+            partial=partial,
+            unsigned=unsigned,
+        )
         total, done = export.stat().st_size, 0
         with export.open("rb") as file:
             for number, line in enumerate(anchors.lines_of(file)):

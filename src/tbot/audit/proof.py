@@ -56,6 +56,7 @@ class Proof:
         workspace: With the anchored heads, if there are any.
         key: Verifies the seal's signature; None leaves it unverified.
         newest_anchor: Index of the newest anchor that was read; None without an anchor file.
+        unsigned: Accept an export without a signature although there is a key.
         partial: Accept an export of some accounts: nothing is said about the others, nor about
             commands that reach into them.
     """
@@ -68,12 +69,14 @@ class Proof:
         key: PublicKey | None = None,
         newest_anchor: int | None = None,
         partial: bool = False,
+        unsigned: bool = False,
     ) -> None:
         self._report = report
         self._workspace = workspace
         self._key = key
         self._newest_anchor = newest_anchor
         self._partial = partial
+        self._unsigned = unsigned
         self._tree = Tree()
         self._digest = hashlib.sha256()
         self._line = 0
@@ -265,12 +268,19 @@ class Proof:
             self._file_fault("the seal does not fit: bytes were changed, added or removed")
         if self._key is None:
             return
+        self._report.signed = False
         if read.signature is None:
-            self._report.notes.append("the export is not signed")
+            # Who changes an export can take its signature off: without one the key proves nothing.
+            if self._unsigned:
+                self._report.notes.append("the export is not signed")
+            else:
+                self._file_fault("the export is not signed, though a key was named")
         elif read.key != self._key.fingerprint or not self._key.signed(
             read.signature, form.EXPORT_CONTEXT + read.sha256.encode()
         ):
             self._file_fault("the seal's signature is not by the given key")
+        else:
+            self._report.signed = True
 
     def end(self) -> Report:
         """Conclude, after the last line."""

@@ -71,6 +71,8 @@ class Report:
     Attributes:
         anchors: Anchors that were read and hold.
         anchored: Entries up to the newest anchored one of each account.
+        signed: Whether the export's signature is by the key that was named; None: no key was, so
+            that nothing was checked.
         notes: What does not break the proof but should be known.
         faults_left_out: Faults beyond `FAULTS_MAX`, which are only counted.
     """
@@ -80,6 +82,7 @@ class Report:
     commands: int = 0
     anchors: int = 0
     anchored: int = 0
+    signed: bool | None = None
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     faults_left_out: int = 0
@@ -107,6 +110,7 @@ class Report:
             "commands_across_entries": self.commands,
             "anchors": self.anchors,
             "entries_anchored": self.anchored,
+            "signed": self.signed,
             "notes": self.notes,
             "faults": [fault.to_json() for fault in self.faults],
             "faults_left_out": self.faults_left_out,

@@ -242,6 +242,10 @@ def verify(
     partial: Annotated[
         bool, typer.Option("--partial", help="The export is of some accounts, and that is meant.")
     ] = False,
+    unsigned: Annotated[
+        bool,
+        typer.Option("--unsigned", help="The export is not signed, and that is meant."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prove a journal: every chain, every command's balance, every anchor. Needs no server.
@@ -250,7 +254,7 @@ def verify(
     Exits with 1 when anything does not hold, and says in which account and entry.
     """
     if (export_file is None) == (not database):
-        raise ConfigurationError("name an export file, or say --database")
+        raise ConfigurationError("name an export file or say --database: one of the two")
     if includes is not None and not _ANCHOR_ID.fullmatch(includes):
         raise ConfigurationError("an anchor's id is 8 to 64 hex digits")
     if includes is not None and anchors is None and not database:
@@ -259,11 +263,12 @@ def verify(
         report = run(_verify_database(load_settings(), anchors, public_key, includes))
     else:
         assert export_file is not None
-        report = _verify_file(export_file, anchors, public_key, partial, includes)
+        key = _key(anchors, public_key)
+        report = _verify_file(export_file, anchors, key, partial, unsigned, includes)
     if as_json:
         out.print(json.dumps(report.to_json()), markup=False)
     else:
-        _tell(report)
+        _tell(report, of_file=not database)
     if not report.sound:
         raise typer.Exit(REFUSED)
 
@@ -281,13 +286,13 @@ def _key(anchors: Path | None, public_key: Path | None) -> PublicKey | None:
 def _verify_file(
     export_file: Path,
     anchors: Path | None,
-    public_key: Path | None,
+    key: PublicKey | None,
     partial: bool,
+    unsigned: bool,
     includes: str | None,
 ) -> Report:
     from tbot.audit.offline import verify_file
 
-    key = _key(anchors, public_key)
     try:
         with _bar("Verifying") as tell:
             return verify_file(
@@ -295,6 +300,7 @@ def _verify_file(
                 anchor_file=anchors,
                 key=key,
                 partial=partial,
+                unsigned=unsigned,
                 includes=includes,
                 progress=tell,
             )
@@ -329,7 +335,7 @@ async def _verify_database(
         return proof.end()
 
 
-def _tell(report: Report) -> None:
+def _tell(report: Report, *, of_file: bool) -> None:
     for fault in report.faults:
         out.print(f"{fault.kind.value}: {fault.text}", markup=False)
     if report.faults_left_out:
@@ -343,6 +349,9 @@ def _tell(report: Report) -> None:
         out.print(f"[red]It does not hold[/] ({counts}).")
         return
     out.print(f"Everything holds: {counts}.")
+    if of_file and report.signed is None:
+        out.print("The file's signature was NOT checked: name the key with --public-key, or else")
+        out.print("this says only that the file fits itself, as one that was made up would.")
     if not report.anchors:
         out.print("No anchors were given: a cut end, a rewritten whole or a removed account")
         out.print("could not have been seen. See docs/audit.md.")

@@ -132,7 +132,7 @@ class InsufficientScope(AuthError):
     """The token is good but does not cover this call."""
 
     def __init__(self, scope: str) -> None:
-        super().__init__(f"this call needs the scope {scope!r}")
+        super().__init__(f"this call needs the scope {str(scope)!r}")
         self.scope = scope
 
 

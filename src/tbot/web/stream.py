@@ -26,6 +26,7 @@ from tbot.auth.scopes import Scope
 from tbot.auth.sessions import TOPIC as SESSIONS_TOPIC
 from tbot.core.bus import Bus, wait_for_wake
 from tbot.core.cache_settings import CacheSettings
+from tbot.core.clock import boot_s
 from tbot.core.errors import QuotaExceeded
 from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
@@ -125,12 +126,14 @@ class Streams:
         Orders that are under way are answered first, if that does not take too long.
         """
         self.admission.draining = True
+        self.admission.drained_at_s = boot_s() + self.settings.drain_s
         if self.orders is not None:
             await self.orders.settle(self.settings.drain_s)
         subscribers = list(self.hub.subscribers)
         random.shuffle(subscribers)
         size = max(1, -(-len(subscribers) // DRAIN_BATCHES))
         pause_s = self.settings.drain_s / DRAIN_BATCHES
+        self.admission.drained_at_s = boot_s() + pause_s * max(0, -(-len(subscribers) // size) - 1)
         for start in range(0, len(subscribers), size):
             for subscriber in subscribers[start : start + size]:
                 last = {

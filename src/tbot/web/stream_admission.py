@@ -8,6 +8,7 @@ the server itself is late, those who are connected come first.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter as Tally
 from collections import deque
@@ -21,6 +22,7 @@ from prometheus_client import Counter, Gauge
 from starlette.requests import HTTPConnection
 
 from tbot.auth.throttle import network
+from tbot.core.clock import boot_s
 from tbot.core.settings import StreamSettings
 from tbot.market.topics import CODECS, JSON, Codec
 
@@ -47,6 +49,8 @@ class Denial(NamedTuple):
     why: str
     retry_after_s: int = 0
     """At least."""
+    spread_s: tuple[int, int] = RETRY_AFTER_S
+    """From and to, of what chance says; the longer of the two counts."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -56,7 +60,7 @@ class Denial(NamedTuple):
             HTTPStatus.TOO_MANY_REQUESTS,
         ):
             return {}
-        return {"Retry-After": str(max(self.retry_after_s, random.randint(*RETRY_AFTER_S)))}
+        return {"Retry-After": str(max(self.retry_after_s, random.randint(*self.spread_s)))}
 
 
 class Admission:
@@ -68,6 +72,7 @@ class Admission:
     Attributes:
         addresses: Of IPv6, by the network of a site.
         draining: Nobody is let in any more.
+        drained_at_s: By the boot clock, when the last one will have been sent away.
         lag_s: How late the loop's timers were, each of the last few times.
     """
 
@@ -78,6 +83,7 @@ class Admission:
         self.addresses: Tally[str] = Tally()
         self.newcomers = 0
         self.draining = False
+        self.drained_at_s = 0.0
         self._late: deque[float] = deque([0.0], _LATE_IN_A_ROW)
         self.lag_s = 0.0
 
@@ -111,6 +117,8 @@ class Admission:
             return Denial(
                 HTTPStatus.TOO_MANY_REQUESTS, "too_many_clients", "too many from your address"
             )
+        if self.draining:
+            return self._drained()
         full = self._full()
         if full is not None:
             return Denial(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", full)
@@ -118,8 +126,6 @@ class Admission:
 
     def _full(self) -> str | None:
         settings = self._settings
-        if self.draining:
-            return "the server is going away"
         if self._clients() >= settings.clients_max:
             return "as many clients as there may be"
         if self.newcomers >= settings.newcomers_max:
@@ -127,6 +133,16 @@ class Admission:
         if self.lag_s * 1000 > settings.admission_lag_ms_max:
             return "too busy for newcomers at the moment"
         return None
+
+    def _drained(self) -> Denial:
+        """For as long as there is nobody else here to come to, and not a second longer.
+
+        Who was sent away comes back within the drain: to another process, if there is one, and
+        else to this one. They were sent away one after the other, so no chance has to part them.
+        """
+        left_s = max(1, math.ceil(self.drained_at_s - boot_s()))
+        why = "the server is going away"
+        return Denial(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", why, left_s, (0, 0))
 
     def _origin_allowed(self, connection: HTTPConnection) -> bool:
         """Programs send no Origin; pages must be our own or listed (attack: a foreign page)."""

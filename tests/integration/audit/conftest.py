@@ -53,6 +53,7 @@ class Evidence:
         if anchored:
             options["anchor_file"] = self.place.anchors
             options["key"] = load_public(self.place.public_key)
+            options.setdefault("unsigned", True)  # what is proved here is the journal, by anchors
         return verify_file(path, **options)
 
     async def verify_database(self, *, anchored: bool = False) -> Report:

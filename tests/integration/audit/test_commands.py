@@ -85,7 +85,7 @@ async def test_entries_are_shown_with_who_did_them(tbot: Any, evidence: Any) -> 
     [
         (["show", "me"], "'me' is no account id"),
         (["show", "00000000-0000-0000-0000-000000000001"], "no journal of account"),
-        (["verify"], "name an export file, or say --database"),
+        (["verify"], "name an export file or say --database"),
         (["verify", "nowhere"], "nowhere: No such file"),
         (["verify", "nowhere", "--anchors", "nothing"], "no anchor file nothing"),
         (["verify", "nowhere", "--anchors", "/dev/null"], "no anchor file /dev/null"),

@@ -284,7 +284,7 @@ async def test_codes_that_are_guessed_in_parallel_are_counted_exactly(
     secret = await enrol(auths[0], principal)
     good = {totp.code_at(secret, int(time.time()) // 30 + n) for n in range(-2, 3)}
     guesses = [code for code in (f"{n:06}" for n in range(60)) if code not in good][:40]
-    async with flow.opened(auths[0].pool, AuthSettings()) as strict:
+    async with flow.opened(auths[0].pool, AuthSettings(failures_wait_s=60.0)) as strict:
         outcomes = await asyncio.gather(
             *(proofs.step_up(strict, principal, HOME, None, code) for code in guesses),
             return_exceptions=True,
@@ -301,7 +301,7 @@ async def test_codes_guessed_from_everywhere_leave_the_victim_two_ways_in(
     secret = await enrol(auths[0], principal)
     async with transaction(auths[0].pool) as connection:
         spare = await factors.replace_recovery_codes(connection, principal.user_id)
-    async with flow.opened(auths[0].pool, AuthSettings()) as strict:
+    async with flow.opened(auths[0].pool, AuthSettings(failures_wait_s=60.0)) as strict:
 
         async def log_in(code: str, address: str) -> Any:
             try:

@@ -245,7 +245,7 @@ def ambiguous(after: Callable[[Placement], Any] | None = None) -> Any:
 QUICK = GatewaySettings(
     receive_window_ms=100,
     absence_margin_s=1.0,
-    lease_ttl_s=1.5,
+    lease_ttl_s=6.0,  # a busy machine may stall for a second or two, and loses none
     unknown_interval_s=0.1,
     open_orders_interval_s=3600,
 )

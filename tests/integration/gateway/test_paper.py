@@ -39,7 +39,7 @@ from tbot.venues.binance.wire import Ed25519Signer, HmacSigner
 SETTINGS = GatewaySettings(
     receive_window_ms=1500,
     absence_margin_s=1.0,
-    lease_ttl_s=1.0,
+    lease_ttl_s=5.0,  # not lost where a busy machine stalls for a while
     unknown_interval_s=0.2,
     answer_timeout_s=10.5,
     open_orders_interval_s=5,

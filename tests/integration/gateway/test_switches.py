@@ -79,10 +79,12 @@ async def test_no_order_is_accepted_after_a_halt_has_returned(desk: Any, pool: A
     halt_returned = False
 
     async def place_on() -> None:
-        for _ in range(40):
+        late = 0
+        while late < 5:
             after = halt_returned
             answers.append((after, await desk.place(account, "0.06", "100")))
             begun.set()
+            late += after
 
     placing = [asyncio.create_task(place_on()) for _ in range(8)]
     await begun.wait()
@@ -91,7 +93,9 @@ async def test_no_order_is_accepted_after_a_halt_has_returned(desk: Any, pool: A
     halt_returned = True
     await asyncio.gather(*placing)
     late = [answer for after, answer in answers if after]
-    assert late and all(isinstance(answer, Refused) for answer in late)
+    assert len(late) == 40
+    assert all(isinstance(answer, Refused) for answer in late)
+    assert {answer.reason for answer in late} == {Reason.VENUE_HALTED}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ async def test_trading_goes_on_after_a_venue_lost_its_memory(
     resting = await trader.place(account)
     await trader.until(resting, lambda o: o.state is State.NEW)
     scripted.on_place = nasty_answer()
-    doubtful = await trader.place(account, within_s=0.1)
+    doubtful = await trader.place(account, within_s=1.0)
     await trader.until(doubtful, lambda o: o.state is State.UNKNOWN)
     scripted.books.clear()
     scripted.session = "two"
@@ -179,9 +183,16 @@ async def test_a_venue_that_is_reset_again_is_halted_again(
         situation = await resuming.look(connection, "venue:paper", SOON)
     assert situation.loss is not None
     situation = replace(situation, loss=replace(situation.loss, wait_until=None))
-    scripted.session = "three"  # before the gateway looks again, and after we did
+    resumed = asyncio.Event()
+
+    async def three() -> str:  # before the gateway looks again, and after we did
+        await resumed.wait()
+        return "three"
+
+    scripted.session_id = three
     two = {"paper": FundedVenue("two")}
     await resuming.resume(pool, desk.committer, two, situation, ANN, "early")
+    resumed.set()
     await eventually(lambda: halted(desk, account))
     async with pool.acquire() as connection:
         again = await resuming.look(connection, "venue:paper", SOON)

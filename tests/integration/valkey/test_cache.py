@@ -67,10 +67,16 @@ async def new_cache() -> AsyncIterator[NewCache]:
     """Makes what one process has."""
     async with AsyncExitStack() as stack:
 
-        def make(truth: Truth, url: str | None = None, secret: bytes = b"s", **more: Any) -> Any:
+        def make(
+            truth: Truth,
+            url: str | None = None,
+            secret: bytes = b"s",
+            timeout_s: float = 2.0,
+            **more: Any,
+        ) -> Any:
             shared = None
             if url is not None:
-                valkey = Valkey(ValkeySettings(url=url, open_s=0.05, timeout_s=0.5))
+                valkey = Valkey(ValkeySettings(url=url, open_s=0.05, timeout_s=timeout_s))
                 stack.push_async_callback(valkey.stop)
                 shared = Shared(valkey, secret)
             options: dict[str, Any] = {"ttl_s": 60.0, "size_max": 100, "form": FORM, **more}
@@ -285,7 +291,7 @@ async def test_a_valkey_that_is_killed_and_comes_back_changes_speed_only(
     new_cache: NewCache, own_valkey: Any, eventually: Any
 ) -> None:
     truth = Truth()
-    one, other = new_cache(truth, own_valkey.url), new_cache(truth, own_valkey.url)
+    one, other = (new_cache(truth, own_valkey.url, timeout_s=0.5) for _ in range(2))
     assert await one.get("a") == 1
     own_valkey.kill()
     answers = await asyncio.gather(*(one.get(f"k{n}") for n in range(50)), other.get("a"))
@@ -303,7 +309,7 @@ async def test_a_valkey_that_is_killed_and_comes_back_changes_speed_only(
         await one.get(key)
         await told(one)
         asked = truth.asked
-        third = new_cache(truth, own_valkey.url)
+        third = new_cache(truth, own_valkey.url, timeout_s=0.5)
         assert await third.get(key) == 2
         return truth.asked == asked
 

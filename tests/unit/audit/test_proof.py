@@ -117,9 +117,19 @@ def test_a_signature_by_another_key_is_found(book: Any, tmp_path: Path) -> None:
     assert [fault.text for fault in report.faults] == [
         "the seal's signature is not by the given key"
     ]
-    assert verify(tmp_path, resealed(book.export()), key=other).notes == [
-        "the export is not signed"
+
+
+def test_a_signature_that_was_taken_off_is_missed(book: Any, tmp_path: Path) -> None:
+    stripped, key = resealed(book.export()), book.key.public
+    report = verify(tmp_path, stripped, key=key)
+    assert [fault.text for fault in report.faults] == [
+        "the export is not signed, though a key was named"
     ]
+    assert report.signed is False
+    meant = verify(tmp_path, stripped, key=key, unsigned=True)
+    assert (meant.sound, meant.signed, meant.notes) == (True, False, ["the export is not signed"])
+    assert verify(tmp_path, book.export(), key=key).signed is True
+    assert verify(tmp_path, stripped).signed is None
 
 
 # Anchor files

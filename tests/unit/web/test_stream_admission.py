@@ -7,7 +7,9 @@ from uuid import UUID
 import pytest
 from starlette.requests import HTTPConnection
 
+from tbot.core import clock
 from tbot.core.settings import StreamSettings
+from tbot.web import stream_admission
 from tbot.web.stream_admission import Admission, Denial
 from tbot.web.stream_words import Meter, orders_per_message
 
@@ -33,6 +35,20 @@ def test_of_ipv6_a_whole_network_is_one_address() -> None:
     assert denied(admission, "2001:db8::3") is None
     admission.left("2001:db8::2", None)
     assert not admission.addresses and not admission.newcomers
+
+
+@pytest.mark.parametrize(("left_s", "said_s"), [(2.0, 2), (1.2, 2), (0.4, 1), (0.0, 1), (-7.0, 1)])
+def test_who_comes_while_it_drains_is_sent_away_until_its_end_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch, left_s: float, said_s: int
+) -> None:
+    now_s = clock.boot_s()
+    monkeypatch.setattr(stream_admission, "boot_s", lambda: now_s)
+    admission = Admission(StreamSettings(), lambda: 0)
+    admission.draining, admission.drained_at_s = True, now_s + left_s
+    for _ in range(30):
+        refused = admission.denial(GUEST, "192.0.2.1")
+        assert refused is not None
+        assert (refused.status, refused.headers) == (503, {"Retry-After": str(said_s)})
 
 
 def test_a_user_is_counted_until_the_last_connection_is_gone() -> None:
