@@ -92,7 +92,12 @@ def _check_answers(told: Story, findings: Findings) -> None:
         if asked.how in ("gave_up", "open"):
             findings.unclear.append(f"{asked} had no clear answer")
         for repeated in asked.repeated:
-            if repeated != asked.results:
+            # One of 500 and above says that it could not be looked at now: no other answer.
+            told_now = [
+                first if now[0] >= 500 else now
+                for first, now in zip(asked.results, repeated, strict=False)
+            ]
+            if len(repeated) != len(asked.results) or told_now != asked.results:
                 findings.answers.append(f"{asked}: items {asked.results} first, then {repeated}")
         for again in asked.again:
             if again["how"] not in ("ack", "refused"):

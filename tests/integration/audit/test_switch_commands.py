@@ -9,7 +9,7 @@ import pytest
 
 
 async def test_a_halt_and_its_end_at_the_command_line(tbot: Any, desk: Any) -> None:
-    assert (await tbot("switches", "list"))[1] == "No switch was ever turned: everything trades.\n"
+    assert (await tbot("switches", "list"))[1] == "No switch was ever turned: nothing is halted.\n"
     code, said, told = await tbot("switches", "halt", "trading", "--reason", "an inspection")
     assert (code, said, told) == (0, "trading is halted.\n", "")
     account = await desk.open(USDT="1000")
@@ -63,7 +63,7 @@ async def test_a_mistyped_name_halts_nothing_and_does_not_look_like_it_did(
     assert (code, said) == (2, "")
     assert words in told
     assert "--to-come" in told
-    assert (await tbot("switches", "list"))[1] == "No switch was ever turned: everything trades.\n"
+    assert (await tbot("switches", "list"))[1] == "No switch was ever turned: nothing is halted.\n"
 
 
 async def test_something_to_come_is_halted_in_advance_and_resumed(tbot: Any, desk: Any) -> None:

@@ -262,6 +262,26 @@ async def test_a_wrong_answer_is_found(run: Run, line: dict[str, Any]) -> None:
     assert "answers" in await _found(run)
 
 
+@pytest.mark.parametrize(
+    ("again", "fine"),
+    [
+        ([[422, None], [422, None]], True),
+        ([[503, None], [422, None]], True),
+        ([[503, None], [201, "t9"]], False),
+        ([[422, None]], False),
+        ([], False),
+    ],
+)
+async def test_a_bulk_request_that_is_answered_otherwise_is_found(
+    run: Run, again: list[Any], fine: bool
+) -> None:
+    run.ask(9, "bulk", {"transfers": [run.transfer(n, "100000") for n in (91, 92)]})
+    run.log.append({"t": "items", "n": 9, "unclear": False, "results": [[422, None]] * 2})
+    run.log.append({"t": "items_again", "n": 9, "results": again})
+    run.end(9)
+    assert ("answers" not in await _found(run)) is fine
+
+
 async def test_a_request_without_a_clear_answer_is_found(run: Run) -> None:
     run.ask(9, "transfer", run.transfer(9, "1"))
     run.end(9, "gave_up", unclear=True)

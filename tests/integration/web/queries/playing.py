@@ -332,6 +332,7 @@ async def ask_stores(connection: Any, account_id: UUID) -> None:
     await throttle.sweep(connection, AuthSettings())
     await auth_store.living_sessions(connection, [account_id])
     await auth_store.delete_retired_keys(connection)
+    await once.claim(connection, new_id(), bytes(16))
     await once.clean(connection, now - timedelta(days=3), 100)
     await transfers_store.list_overdue(connection, now, 100)
     await payments_store.list_approvals(connection)
