@@ -26,7 +26,7 @@ from tbot.core.settings import Settings
 from tbot.db.cluster import environment
 from tbot.db.embedded import EmbeddedPostgres
 from tbot.db.migrate import migrate, next_file
-from tbot.web.problems import catalogue_markdown
+from tbot.web.problems import catalogue_markdown, reason_status
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 
@@ -119,12 +119,15 @@ def refusals_page() -> str:
         "# Refusals",
         "",
         "Generated from `src/tbot/core/refusals.py` by `make docs`. A refusal is the `code` of a",
-        "problem document with status 422 (409 where the order has ended). It changed nothing.",
+        "problem document; its status over HTTP is beside it. A refusal changed nothing.",
         "",
-        "| code | meaning |",
-        "| --- | --- |",
+        "| code | status | meaning |",
+        "| --- | --- | --- |",
     ]
-    lines += [f"| `{reason.value}` | {' '.join(reason.doc.split())} |" for reason in Reason]
+    lines += [
+        f"| `{reason.value}` | {reason_status(reason)} | {' '.join(reason.doc.split())} |"
+        for reason in Reason
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -35,7 +35,18 @@ _PLACES_MAX: Final = 10
 class _Stream:
     """Where the proof stands within one account's entries."""
 
-    __slots__ = ("anchored", "at", "good", "hash", "head", "known", "leaves", "places", "seq", "told")
+    __slots__ = (
+        "anchored",
+        "at",
+        "good",
+        "hash",
+        "head",
+        "known",
+        "leaves",
+        "places",
+        "seq",
+        "told",
+    )
 
     def __init__(self, head: Head, leaves: list[Leaf], report: Report) -> None:
         self.head = head

@@ -286,9 +286,10 @@ class Problem(HTTPException):
 
 
 def invalid(detail: str, *, pointer: str | None = None, parameter: str | None = None) -> Problem:
-    """A broken rule that no schema expresses."""
+    """A broken rule that no schema expresses, told like one that a schema does."""
     where = {"pointer": pointer} if pointer is not None else {"parameter": parameter or ""}
-    return Problem("validation_failed", detail, errors=[{**where, "detail": detail}])
+    listed = [{**where, "detail": detail}]
+    return Problem("validation_failed", _first(listed), errors=listed)
 
 
 def refused(refusal: Refused) -> Problem:
@@ -478,9 +479,14 @@ def _validation(error: RequestValidationError) -> Problem:
             listed.append({"header": ".".join(map(str, path)), "detail": detail})
         else:
             listed.append({"parameter": ".".join(map(str, path)), "detail": detail})
+    return Problem("validation_failed", _first(listed), errors=listed)
+
+
+def _first(listed: Sequence[Mapping[str, str]]) -> str:
+    """The first broken rule, with its place in front."""
     first = listed[0]
     where = first.get("pointer") or first.get("parameter") or first.get("header") or "the body"
-    return Problem("validation_failed", f"{where}: {first['detail']}", errors=listed)
+    return f"{where}: {first['detail']}"
 
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:/~-]{1,40}")
@@ -503,11 +509,20 @@ def _sentence(item: Mapping[str, Any]) -> str:
             return "is required"
         case "extra_forbidden":
             return "is not a member that this request may have"
+        case "too_short" | "too_long" as which:
+            limits = item["ctx"]
+            if which == "too_short":
+                return f"has to have {_items('at least', limits['min_length'])}"
+            return f"may have {_items('at most', limits['max_length'])}"
         case "value_error":
             return str(item["msg"]).removeprefix("Value error, ")
         case _:
             message = str(item["msg"])
             return message[:1].lower() + message[1:]
+
+
+def _items(bound: str, number: int) -> str:
+    return f"{bound} {number} item{'' if number == 1 else 's'}"
 
 
 def catalogue_markdown() -> str:

@@ -200,7 +200,7 @@ def new_transfer(body: TransferBody, settings: LedgerSettings, place: str = "") 
             raise invalid("is for pending transfers only", pointer=f"{place}/expires_in_s")
         if expires_in_s > settings.transfer_expiry_s_max:
             raise invalid(
-                f"is at most {settings.transfer_expiry_s_max:g}", pointer=f"{place}/expires_in_s"
+                f"is at most {settings.transfer_expiry_s_max:.0f}", pointer=f"{place}/expires_in_s"
             )
     return NewTransfer(
         id=new_id(),

@@ -555,3 +555,22 @@ async def test_trading_accounts_of_one_venue_move_money_and_orders_keep_theirs(
         await made(client, one, two, "51")
         assert await available(client, one) == {"USDT": ("0", "49")}
         assert await available(client, two) == {"USDT": ("52", "0")}
+
+
+async def test_broken_rules_are_told_with_their_place_and_in_plain_words(
+    site: Any, problem: Any
+) -> None:
+    async with site.client("ann") as client:
+        source, target = await site.cash(client), await site.cash(client)
+        body = {
+            "source_account_id": source["id"],
+            "target_account_id": target["id"],
+            "asset": "USDT",
+            "amount": "1",
+        }
+        longer = {**body, "pending": True, "expires_in_s": 9_999_999}
+        answer = problem(await client.post("/v1/transfers", json=longer), 422, "validation_failed")
+        assert answer["detail"] == "/expires_in_s: is at most 2592000"
+        alone = await client.post("/v1/transfers/linked", json={"transfers": [body]})
+        answer = problem(alone, 422, "validation_failed")
+        assert answer["detail"] == "/transfers: has to have at least 2 items"
