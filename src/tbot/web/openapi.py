@@ -161,6 +161,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas["Problem"] = _PROBLEM_SCHEMA
     settings: Settings = app.state.deps.settings
     for route, operation in operations(app, generated):
+        _never_null(operation)
         _complete(route, operation)
         _bound_pages(operation, settings.http)
     password = schemas["NewUser"]["properties"]["password"]
@@ -173,9 +174,21 @@ def _bound_pages(operation: dict[str, Any], http: HttpSettings) -> None:
     """Say how large a page may be here: a setting, so the routes' signatures cannot."""
     for parameter in operation.get("parameters", ()):
         if parameter["name"] == "limit":
-            for schema in parameter["schema"].get("anyOf", ()):
-                if schema.get("type") == "integer":
-                    schema["maximum"] = http.page_size_max
+            parameter["schema"]["maximum"] = http.page_size_max
+
+
+def _never_null(operation: dict[str, Any]) -> None:
+    """Say of optional parameters what they can be when they are sent.
+
+    FastAPI tells the default of the routes' signatures, too: that they can be `null`. Neither a
+    query nor a header can, and who sends that word sends four letters.
+    """
+    for parameter in operation.get("parameters", ()):
+        schema = parameter["schema"]
+        kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+        if len(kinds) == 1:
+            del schema["anyOf"]
+            parameter["schema"] = {**kinds[0], **schema}
 
 
 def operations(
@@ -208,8 +221,12 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
         codes += _WITH_BODY
     if any(_is_validated(parameter) for parameter in operation.get("parameters", ())):
         codes.append("validation_failed")
-    if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ())):
-        codes += ["malformed_header", Reason.IDEMPOTENCY_KEY_REUSED]
+    taken = {parameter["name"] for parameter in operation.get("parameters", ())}
+    if taken & {"Idempotency-Key", "If-Match"}:
+        codes.append("malformed_header")
+    keyed = "Idempotency-Key" in taken
+    if keyed:
+        codes.append(Reason.IDEMPOTENCY_KEY_REUSED)
     responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]  # FastAPI's own, which we never send
@@ -224,7 +241,6 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
         missing = [c for c in response["description"].split(": ")[1].split(", ") if c not in named]
         if missing:
             known["description"] = ", ".join([named, *missing])
-    keyed = "malformed_header" in codes
     for status, response in responses.items():
         headers = {**response.get("headers", {}), **_RATE_LIMITS, "X-Request-Id": _REQUEST_ID}
         if keyed and status.startswith("2"):
