@@ -205,8 +205,22 @@ def _is_validated(parameter: dict[str, Any]) -> bool:
     return parameter["in"] != "path" and parameter["name"] not in openapi_http.NEVER_WRONG
 
 
+def _of_parameters(operation: dict[str, Any]) -> list[str | Reason]:
+    """What an operation answers to parameters that are not as they should be."""
+    parameters = operation.get("parameters", ())
+    codes: list[str | Reason] = []
+    if any(_is_validated(parameter) for parameter in parameters):
+        codes.append("validation_failed")
+    taken = {parameter["name"] for parameter in parameters}
+    if taken & {"Idempotency-Key", "If-Match"}:
+        codes.append("malformed_header")
+    if "Idempotency-Key" in taken:
+        codes.append(Reason.IDEMPOTENCY_KEY_REUSED)
+    return codes
+
+
 def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
-    codes = list(_EVERY)
+    codes: list[str | Reason] = list(_EVERY)
     scopes = required_scopes(route)
     if isinstance(route, StrictRoute) and offers(route):
         codes.append("not_acceptable")
@@ -219,19 +233,13 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
             codes.append("insufficient_access")
     if route.body_field is not None:
         codes += _WITH_BODY
-    if any(_is_validated(parameter) for parameter in operation.get("parameters", ())):
-        codes.append("validation_failed")
-    taken = {parameter["name"] for parameter in operation.get("parameters", ())}
-    if taken & {"Idempotency-Key", "If-Match"}:
-        codes.append("malformed_header")
-    keyed = "Idempotency-Key" in taken
-    if keyed:
-        codes.append(Reason.IDEMPOTENCY_KEY_REUSED)
+    codes += _of_parameters(operation)
     responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]  # FastAPI's own, which we never send
     if "{" in route.path_format:
         codes.append("not_found")
+    keyed = Reason.IDEMPOTENCY_KEY_REUSED in codes
     for status, response in problems(*dict.fromkeys(codes)).items():
         known = responses.get(str(status))
         if known is None:
