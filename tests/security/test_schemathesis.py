@@ -22,6 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 SELF_ENDING = ("end_session", "end_sessions", "change_password", "revoke_tokens", "change_user")
 """Operations after which the session that asks is over: they are tried apart, last."""
 EVENTS = "follow_events"
+ACCOUNTS = "list_accounts"
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "412", "428", "429", "503"]
 REFUSED = [
     *("400", "401", "403", "404", "405", "406", "408", "409", "412", "413", "414", "415", "422"),
@@ -53,6 +54,8 @@ def rules(document: dict[str, Any], parameters: dict[str, Any]) -> str:
                 more.append("422")
             if any(one["name"] == "cursor" for one in operation.get("parameters", ())):
                 more.append("400")  # well-formed, and not of ours
+            if operation["operationId"] == ACCOUNTS:
+                more.append("422")  # filters of which one forbids the others
             if operation["operationId"] == EVENTS:
                 more += ["400", "422"]  # wishes in a language of their own
             if more:

@@ -161,6 +161,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas["Problem"] = _PROBLEM_SCHEMA
     settings: Settings = app.state.deps.settings
     for route, operation in operations(app, generated):
+        _never_null(operation)
         _complete(route, operation)
         _bound_pages(operation, settings.http)
     password = schemas["NewUser"]["properties"]["password"]
@@ -173,9 +174,21 @@ def _bound_pages(operation: dict[str, Any], http: HttpSettings) -> None:
     """Say how large a page may be here: a setting, so the routes' signatures cannot."""
     for parameter in operation.get("parameters", ()):
         if parameter["name"] == "limit":
-            for schema in parameter["schema"].get("anyOf", ()):
-                if schema.get("type") == "integer":
-                    schema["maximum"] = http.page_size_max
+            parameter["schema"]["maximum"] = http.page_size_max
+
+
+def _never_null(operation: dict[str, Any]) -> None:
+    """Say of optional parameters what they can be when they are sent.
+
+    FastAPI tells the default of the routes' signatures, too: that they can be `null`. Neither a
+    query nor a header can, and who sends that word sends four letters.
+    """
+    for parameter in operation.get("parameters", ()):
+        schema = parameter["schema"]
+        kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+        if len(kinds) == 1:
+            del schema["anyOf"]
+            parameter["schema"] = {**kinds[0], **schema}
 
 
 def operations(
@@ -192,8 +205,22 @@ def _is_validated(parameter: dict[str, Any]) -> bool:
     return parameter["in"] != "path" and parameter["name"] not in openapi_http.NEVER_WRONG
 
 
+def _of_parameters(operation: dict[str, Any]) -> list[str | Reason]:
+    """What an operation answers to parameters that are not as they should be."""
+    parameters = operation.get("parameters", ())
+    codes: list[str | Reason] = []
+    if any(_is_validated(parameter) for parameter in parameters):
+        codes.append("validation_failed")
+    taken = {parameter["name"] for parameter in parameters}
+    if taken & {"Idempotency-Key", "If-Match"}:
+        codes.append("malformed_header")
+    if "Idempotency-Key" in taken:
+        codes.append(Reason.IDEMPOTENCY_KEY_REUSED)
+    return codes
+
+
 def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
-    codes = list(_EVERY)
+    codes: list[str | Reason] = list(_EVERY)
     scopes = required_scopes(route)
     if isinstance(route, StrictRoute) and offers(route):
         codes.append("not_acceptable")
@@ -206,15 +233,13 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
             codes.append("insufficient_access")
     if route.body_field is not None:
         codes += _WITH_BODY
-    if any(_is_validated(parameter) for parameter in operation.get("parameters", ())):
-        codes.append("validation_failed")
-    if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ())):
-        codes += ["malformed_header", Reason.IDEMPOTENCY_KEY_REUSED]
+    codes += _of_parameters(operation)
     responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]  # FastAPI's own, which we never send
     if "{" in route.path_format:
         codes.append("not_found")
+    keyed = Reason.IDEMPOTENCY_KEY_REUSED in codes
     for status, response in problems(*dict.fromkeys(codes)).items():
         known = responses.get(str(status))
         if known is None:
@@ -224,7 +249,6 @@ def _complete(route: APIRoute, operation: dict[str, Any]) -> None:
         missing = [c for c in response["description"].split(": ")[1].split(", ") if c not in named]
         if missing:
             known["description"] = ", ".join([named, *missing])
-    keyed = "malformed_header" in codes
     for status, response in responses.items():
         headers = {**response.get("headers", {}), **_RATE_LIMITS, "X-Request-Id": _REQUEST_ID}
         if keyed and status.startswith("2"):

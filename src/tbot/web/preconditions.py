@@ -25,6 +25,11 @@ IfMatch = Annotated[
     str | None,
     Header(
         alias="If-Match",
+        # Only told, not checked here: what does not fit answers `malformed_header`.
+        json_schema_extra={
+            "pattern": r'^(\*|(W/)?"[!#-+\--~]*"( *, *(W/)?"[!#-+\--~]*")*)$',
+            "maxLength": _TAGS_CHARS_MAX,
+        },
         description="The `ETag` of what is to be changed, so that nobody else's change is lost: "
         "`412` when it was changed since, `428` without. `*` is for whatever it is now.",
         examples=['"5f0c3e9a1b2d4c6e.41"'],

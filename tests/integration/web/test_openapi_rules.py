@@ -6,9 +6,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from starlette.requests import Request
 
-from tbot.web.problems import CATALOGUE
+from tbot.web.preconditions import expected_versions
+from tbot.web.problems import CATALOGUE, Problem
 
 METHODS = {"get", "post", "put", "patch", "delete", "head", "options"}
 
@@ -75,6 +79,9 @@ def test_every_parameter_is_told_or_obvious_and_bounded(document: dict[str, Any]
             schema = parameter["schema"]
             if parameter["in"] == "path" and not parameter.get("required"):
                 faults.append(f"{place}: not required")
+            if "null" in str(schema):
+                # It would be sent as a word: an optional parameter is there or is not.
+                faults.append(f"{place}: null")
             for kind in (schema, *schema.get("anyOf", ())):
                 bounds = {"enum", "const", "pattern", "format", "maxLength"}
                 bounded = bounds & {*kind, *schema}
@@ -86,7 +93,35 @@ def test_every_parameter_is_told_or_obvious_and_bounded(document: dict[str, Any]
 def _any_text(parameter: dict[str, Any]) -> bool:
     """Of HTTP itself: what is not understood is ignored, and the whole head is bounded."""
     name = parameter["name"]
-    return parameter["in"] == "header" and (name.startswith("If-") or name in ("Prefer", "Accept"))
+    return parameter["in"] == "header" and name in ("If-None-Match", "Prefer", "Accept")
+
+
+def test_headers_that_can_be_malformed_have_their_answer(document: dict[str, Any]) -> None:
+    faults = []
+    for name, operation in operations(document):
+        taken = {parameter["name"] for parameter in operation.get("parameters", ())}
+        told = operation["responses"].get("400", {}).get("description", "")
+        if bool(taken & {"If-Match", "Idempotency-Key"}) != ("`malformed_header`" in told):
+            faults.append(name)
+    assert not faults, "\n".join(faults)
+
+
+def test_if_match_is_described_as_it_is_read(document: dict[str, Any]) -> None:
+    (schema,) = {
+        str(sorted(parameter["schema"].items())): parameter["schema"]
+        for _, operation in operations(document)
+        for parameter in operation.get("parameters", ())
+        if parameter["name"] == "If-Match"
+    }.values()
+    texts = ("*", '"a"', 'W/"a", "b.1"', '""', '"!#+-~"', '"a" , "b"', "null", "", "a", '"a', "**")
+    for text in (*texts, '"a b"', '"a,b"', '"\x7f"', 'w/"a"', '"a""b"', '"' + "a" * 2_000 + '"'):
+        request = Request({"type": "http", "headers": [(b"if-match", text.encode())]})
+        if OAS31Validator(schema).is_valid(text):
+            expected_versions(request)
+        else:
+            with pytest.raises(Problem) as refused:
+                expected_versions(request)
+            assert refused.value.code == "malformed_header", text
 
 
 def test_every_body_has_an_example_and_bounds(document: dict[str, Any]) -> None:
