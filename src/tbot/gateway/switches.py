@@ -37,6 +37,8 @@ NAME_PATTERN: Final = (
 _NAME: Final = re.compile(NAME_PATTERN[1:-1])
 _VENUE: Final = "venue:"
 _COLUMNS: Final = "name, halted, reason, changed_by, at, actor"
+_FIND: Final = f"SELECT {_COLUMNS} FROM switches WHERE name = $1"
+_FIND_LOCKED: Final = f"{_FIND} FOR NO KEY UPDATE"
 
 _log = structlog.get_logger(__name__)
 
@@ -176,8 +178,7 @@ async def find(connection: Connection, name: str, *, lock: bool = False) -> Turn
     Args:
         lock: Nobody else turns it until the transaction ends, and orders wait for that.
     """
-    how = " FOR NO KEY UPDATE" if lock else ""
-    row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM switches WHERE name = $1{how}", name)
+    row = await connection.fetchrow(_FIND_LOCKED if lock else _FIND, name)
     return None if row is None else _turn(row)
 
 
@@ -242,7 +243,8 @@ async def release(connection: Connection, name: str, reason: str, actor: Actor) 
     reason, by = reason[:REASON_LENGTH_MAX], await _in_words(connection, actor)
     row = await connection.fetchrow(
         "UPDATE switches SET halted = false, reason = $2, changed_by = $3,"
-        f" at = clock_timestamp(), actor = $4::jsonb WHERE name = $1 AND halted RETURNING {_COLUMNS}",
+        " at = clock_timestamp(), actor = $4::jsonb WHERE name = $1 AND halted"
+        f" RETURNING {_COLUMNS}",
         name,
         reason,
         by,
@@ -257,8 +259,8 @@ async def release(connection: Connection, name: str, reason: str, actor: Actor) 
     ):
         raise Conflict(
             "venue_reset",
-            f"{name.removeprefix(_VENUE)} lost its memory, and its new session has to be accepted:"
-            f" `tbot switches resume {name}` where T-Bot runs shows what that takes",
+            f"{name.removeprefix(_VENUE)} lost its memory, and its new session has to be"
+            f" accepted: `tbot switches resume {name}`, where T-Bot runs, shows what that takes",
         )
     _log.warning("switch_released", name=name, reason=reason, by=by)
     return _turn(row)

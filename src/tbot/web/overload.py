@@ -1,4 +1,4 @@
-"""What one process takes on at once: new work is refused first, reads next, cancels and halts never.
+"""What one process takes on at once: new work is refused first, reads next, cancels never.
 
 Signals are how many requests are under way and how late the event loop's timers are, several times
 in a row: one long pause refuses nobody. A refusal is a 503 with `Retry-After`, certainly without
@@ -51,13 +51,14 @@ class Work(IntEnum):
 def work_of(method: str, path: str) -> Work:
     """How early a request is refused; known before its route is.
 
-    Whoever may stop something has to be able to get the token for it, so refreshes are never refused.
+    Whoever may cancel or halt has to be able to get the token for it, so refreshes are never
+    refused.
 
     Example:
         >>> [work_of("POST", "/v1/orders").name, work_of("DELETE", "/v1/orders/1").name]
         ['NEW', 'NEVER']
-        >>> [work_of("POST", f"/v1/switches/trading/{word}").name for word in ("halt", "resume")]
-        ['NEVER', 'NEW']
+        >>> work_of("POST", "/v1/switches/trading/halt").name
+        'NEVER'
     """
     if is_stop(method, path):
         return Work.NEVER
