@@ -14,8 +14,7 @@ from uuid import UUID
 
 from tbot.core.errors import OutcomeUnknown, Unavailable
 from tbot.core.refusals import Refused
-from tbot.journal.batch import Committed
-from tbot.journal.commands import Accepted, Priority
+from tbot.journal.commands import Accepted, Committed, Priority
 from tbot.journal.once import Kept, Once, contents_of, key_of
 
 from .database import FakeConnection

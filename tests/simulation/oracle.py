@@ -210,7 +210,7 @@ def _check_accepted(
 ) -> None:
     move, outcome = attempt.move, attempt.outcome
     where = f"a{attempt.number} ({move.kind})"
-    told = {UUID(entry.account): entry.seq for entry in outcome.entries}
+    told = {entry.account_id: entry.seq for entry in outcome.entries}
     if told != {account: seqs[0] for account, seqs in places.items()}:
         world.fault(f"{where} was told {told}, the journal has {places}: lost or invented")
         return
@@ -341,7 +341,7 @@ def check_heard(world: World, process: Process) -> None:
     for attempt in mine:
         if isinstance(attempt.outcome, Accepted):
             for told in attempt.outcome.entries:
-                if last.get(UUID(told.account), 0) < told.seq:
+                if last.get(told.account_id, 0) < told.seq:
                     world.fault(f"a{attempt.number} was answered but never announced")
 
 

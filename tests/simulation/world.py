@@ -132,7 +132,7 @@ class World:
         """Somebody knows now that a stream has got so far."""
         if isinstance(made.outcome, Accepted):
             for entry in made.outcome.entries:
-                account = UUID(entry.account)
+                account = entry.account_id
                 self.told[account] = max(self.told.get(account, 0), entry.seq)
 
     async def pick(self) -> Process:

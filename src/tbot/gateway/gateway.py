@@ -34,7 +34,7 @@ from tbot.gateway.reports import Reports
 from tbot.gateway.sender import Sender
 from tbot.gateway.session import VenueSession
 from tbot.gateway.tracked import OpenOrders, Tracked
-from tbot.journal.batch import Committed
+from tbot.journal.commands import Committed
 from tbot.journal.committer import Committer
 from tbot.orders import store
 from tbot.orders.model import Order
@@ -291,9 +291,9 @@ class _Epoch:
             self._early.extend(entries)
             return
         for committed in entries:
-            entry = committed.entry
-            if not entry.kind.startswith("order."):
+            if not committed.kind.startswith("order."):
                 continue
+            entry = committed.entry
             data = entry.data
             if "accepted" in data:
                 if data["accepted"]["venue"] == self._parts.venue.name:

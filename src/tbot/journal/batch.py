@@ -15,7 +15,6 @@ from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
-import msgspec
 import structlog
 
 from tbot.core import clock, money
@@ -27,6 +26,7 @@ from tbot.journal.commands import (
     Accepted,
     AccountState,
     Command,
+    Committed,
     Context,
     Draft,
     Drafts,
@@ -71,18 +71,6 @@ WHERE s.account_id = u.account_id"""
 _COUNTERS = """INSERT INTO counters AS c (name, asset, lane, amount)
 SELECT * FROM unnest({0}::text[], {1}::text[], {2}::smallint[], {3}::numeric[])
 ON CONFLICT (name, asset, lane) DO UPDATE SET amount = c.amount + excluded.amount"""
-
-
-class Committed(msgspec.Struct, frozen=True):
-    """An entry that is durable, as the post-commit listeners get it."""
-
-    account_id: UUID
-    seq: int
-    hash: bytes
-    body: bytes
-    entry: Entry
-    command_id: UUID
-    at: datetime
 
 
 class StateCache:
@@ -275,7 +263,7 @@ class Batch:
         by: dict[str, str],
         context: Context,
         projections: Projections,
-    ) -> Entry:
+    ) -> Committed:
         state = self.states[draft.account_id]
         at = context.now
         text = context.stamp()
@@ -304,11 +292,11 @@ class Batch:
             if holder not in OWN_HOLDERS:
                 key = holder, asset
                 self.counters[key] = self.counters.get(key, money.ZERO) + Decimal(amount)
-        self.entries.append(
-            Committed(state.account_id, entry.seq, head, body, entry, command_id, at)
-        )
+        # The entry itself is let go: its memory is still in the caches, and used again at once.
+        written = Committed(state.account_id, entry.seq, head, body, draft.kind, command_id, at)
+        self.entries.append(written)
         self.wakes[state.topic] = None
-        return entry
+        return written
 
     @property
     def writing(self) -> bool:
@@ -346,7 +334,7 @@ class Batch:
                     [e.account_id for e in entries],
                     [e.seq for e in entries],
                     [e.command_id for e in entries],
-                    [e.entry.kind for e in entries],
+                    [e.kind for e in entries],
                     [e.at for e in entries],
                     [e.body for e in entries],
                     [e.hash for e in entries],

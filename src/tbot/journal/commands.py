@@ -19,6 +19,7 @@ import msgspec
 
 from tbot.core import clock, money
 from tbot.core.refusals import Refused
+from tbot.journal import chain
 from tbot.journal.chain import Entry
 
 
@@ -220,6 +221,23 @@ class Command[R](Protocol):
         """The caller's answer, read after the command's entries were applied."""
 
 
+class Committed(msgspec.Struct, frozen=True):
+    """An entry that is durable, as callers and post-commit listeners get it."""
+
+    account_id: UUID
+    seq: int
+    hash: bytes
+    body: bytes
+    kind: str
+    command_id: UUID
+    at: datetime
+
+    @property
+    def entry(self) -> Entry:
+        """What it says; read from its body each time."""
+        return chain.read(self.body)
+
+
 class Accepted[R](msgspec.Struct, frozen=True):
     """A command that is durable.
 
@@ -229,7 +247,7 @@ class Accepted[R](msgspec.Struct, frozen=True):
     """
 
     result: R
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[Committed, ...] = ()
 
 
 def unbalanced(drafts: Sequence[Draft]) -> dict[str, Decimal]:

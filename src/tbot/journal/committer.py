@@ -36,8 +36,8 @@ from tbot.core.settings import CommitterSettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal.ahead import AheadBatch
-from tbot.journal.batch import Batch, CommandFailed, Committed, Connection, StateCache
-from tbot.journal.commands import Accepted, Command, Priority, Switch
+from tbot.journal.batch import Batch, CommandFailed, Connection, StateCache
+from tbot.journal.commands import Accepted, Command, Committed, Priority, Switch
 from tbot.journal.faults import RolledBack, is_conflict, is_outage, is_refusal
 from tbot.journal.once import Kept, Once
 from tbot.journal.projections import Projections
@@ -153,20 +153,23 @@ class Committer:
         self._discard()
 
     @overload
-    async def commit[R](self, command: Command[R], once: None = None) -> Accepted[R] | Refused: ...
+    def commit[R](
+        self, command: Command[R], once: None = None
+    ) -> Awaitable[Accepted[R] | Refused]: ...
 
     @overload
-    async def commit[R](
+    def commit[R](
         self, command: Command[R], once: Once | None
-    ) -> Accepted[R] | Refused | Kept: ...
+    ) -> Awaitable[Accepted[R] | Refused | Kept]: ...
 
-    async def commit[R](
-        self, command: Command[R], once: Once | None = None
-    ) -> Accepted[R] | Refused | Kept:
+    def commit(self, command: Command[Any], once: Once | None = None) -> Awaitable[Outcome]:
         """Decide a command and make it durable.
 
         Args:
             once: Its caller's idempotency key, if there is one. `Kept` answers a repetition.
+
+        Returns:
+            To be awaited at once: the outcome.
 
         Raises:
             Overloaded: The queue is full or the command waited too long: not executed.
@@ -175,11 +178,17 @@ class Committer:
                 repeat it under the same key.
             NotFound: An account that it names does not exist.
         """
-        pending = Pending(command, once)
         if command.priority is Priority.REPORT:
-            await self._queue.room()
+            return self._commit_report(command, once)
+        pending = Pending(command, once)
         self._take(pending)
         # A caller that goes away cancels this future of its own and nothing else.
+        return pending.future
+
+    async def _commit_report(self, command: Command[Any], once: Once | None) -> Outcome:
+        pending = Pending(command, once)
+        await self._queue.room()
+        self._take(pending)
         return await pending.future
 
     async def commit_all(

@@ -32,7 +32,7 @@ from tbot.core.settings import StreamSettings
 from tbot.core.tasks import Tasks
 from tbot.db.pool import DATABASE_FAULTS
 from tbot.journal import chain
-from tbot.journal.batch import Committed
+from tbot.journal.commands import Committed
 
 _log = structlog.get_logger(__name__)
 

@@ -28,8 +28,8 @@ from tbot.core.refusals import Refused
 from tbot.core.settings import AuthSettings, StreamSettings
 from tbot.gateway import gateway, switches
 from tbot.journal import once, session
-from tbot.journal.batch import Batch, Committed
-from tbot.journal.commands import SYSTEM
+from tbot.journal.batch import Batch
+from tbot.journal.commands import SYSTEM, Committed
 from tbot.journal.cursors import Journal, Place
 from tbot.ledger import (
     marks,
