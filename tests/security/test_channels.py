@@ -16,7 +16,7 @@ from streamclient import dial
 from tbot.auth.scopes import Role, Scope
 from tbot.market.channels import CHANNELS
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+in_session = pytest.mark.asyncio(loop_scope="session")
 OK = None
 WHO = ("wrong scope", "stranger to it", "viewer", "trader", "co-owner", "owner", "admin", "auditor")
 MARKET: dict[str, str | None] = {**dict.fromkeys(WHO, OK), "wrong scope": "insufficient_scope"}
@@ -61,6 +61,7 @@ def test_every_channel_declares_a_scope() -> None:
         assert channel.scope in set(Scope), f"{channel.name} declares no scope"
 
 
+@in_session
 async def test_channels(people: dict[str, Any]) -> None:
     wrong = []
     for who in WHO:
@@ -79,6 +80,7 @@ async def test_channels(people: dict[str, Any]) -> None:
     assert not wrong
 
 
+@in_session
 async def test_orders_on_the_stream(people: dict[str, Any]) -> None:
     order = {
         "account_id": people["account"],
@@ -108,6 +110,7 @@ async def test_orders_on_the_stream(people: dict[str, Any]) -> None:
     assert not wrong
 
 
+@in_session
 async def test_nobody_gets_anything_without_a_token(world: Any, people: dict[str, Any]) -> None:
     wishes = [{"channel": name, "symbol": "BTC-USDT"} for name in CHANNELS]
     for message in (
