@@ -42,8 +42,8 @@ CREATE FUNCTION public.note_switch_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO switch_changes (name, halted, reason, changed_by, at)
-    VALUES (NEW.name, NEW.halted, NEW.reason, NEW.changed_by, NEW.at);
+    INSERT INTO switch_changes (name, halted, reason, changed_by, at, actor)
+    VALUES (NEW.name, NEW.halted, NEW.reason, NEW.changed_by, NEW.at, NEW.actor);
     RETURN NULL;
 END
 $$;
@@ -463,7 +463,8 @@ CREATE TABLE public.switch_changes (
     halted boolean NOT NULL,
     reason text NOT NULL,
     changed_by text NOT NULL,
-    at timestamp with time zone NOT NULL
+    at timestamp with time zone NOT NULL,
+    actor jsonb
 );
 
 ALTER TABLE public.switch_changes ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
@@ -480,7 +481,8 @@ CREATE TABLE public.switches (
     halted boolean NOT NULL,
     reason text NOT NULL,
     at timestamp with time zone NOT NULL,
-    changed_by text DEFAULT 'system'::text NOT NULL
+    changed_by text DEFAULT 'system'::text NOT NULL,
+    actor jsonb
 );
 
 CREATE TABLE public.totp_factors (

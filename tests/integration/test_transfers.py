@@ -15,8 +15,9 @@ import pytest
 from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import LedgerSettings
+from tbot.db.pool import transaction
 from tbot.gateway import switches
-from tbot.journal.commands import SYSTEM, Accepted
+from tbot.journal.commands import SYSTEM, Accepted, Actor
 from tbot.ledger import store as accounts_store
 from tbot.ledger import transfers_store as store
 from tbot.ledger.entries import Balance, ChangeAccount, Limits
@@ -31,6 +32,7 @@ from tbot.ledger.transfers_flow import Expiry
 
 PLAIN = Limits(max_order_notional=Decimal(1), max_open_orders=1, price_collar=Decimal("0.05"))
 OVERDRAFT = msgspec.structs.replace(PLAIN, overdraft={"EUR": Decimal(50)})
+ANN = Actor("operator", name="ann@desk")
 
 
 async def balance(pool: Any, account_id: UUID, asset: str = "EUR") -> Balance:
@@ -258,8 +260,8 @@ async def test_while_transfers_are_halted_no_money_moves_and_holds_are_released(
     ann, bob = await cash(desk, "100", "0")
     posted = await desk.transfer(ann, bob, "10")
     kept, voided = [await desk.transfer(ann, bob, "20", pending=True) for _ in range(2)]
-    async with pool.acquire() as connection:
-        await switches.halt(connection, "transfers", "a thief", "operator ann@desk")
+    async with transaction(pool) as connection:
+        await switches.halt(connection, "transfers", "a thief", ANN)
     refusals = [
         await desk.transfer(ann, bob, "1"),
         await desk.transfer(ann, bob, "1", pending=True),
@@ -271,11 +273,11 @@ async def test_while_transfers_are_halted_no_money_moves_and_holds_are_released(
     ] * 4
     assert (await desk.resolve(VoidTransfer, voided)).state is TransferState.VOIDED
     assert await balance(pool, ann) == Balance(Decimal(70), Decimal(20))
-    async with pool.acquire() as connection:
-        await switches.release(connection, "transfers", "caught", "operator ann@desk")
+    async with transaction(pool) as connection:
+        await switches.release(connection, "transfers", "caught", ANN)
         # One does not imply the other.
-        await switches.halt(connection, "trading", "a look", "operator ann@desk")
-        await switches.halt(connection, "withdrawals", "a look", "operator ann@desk")
+        await switches.halt(connection, "trading", "a look", ANN)
+        await switches.halt(connection, "withdrawals", "a look", ANN)
     assert (await desk.resolve(PostTransfer, kept)).state is TransferState.POSTED
     assert (await desk.transfer(ann, bob, "1")).state is TransferState.POSTED
     await desk.verified()

@@ -13,6 +13,7 @@ import structlog
 from tbot.auth.scopes import Role
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+ADMINISTRATORS = {"admin", "payments:approve", "switches:read", "switches:operate"}
 ORDER = {
     "symbol": "BTC-USDT",
     "side": "buy",
@@ -81,11 +82,7 @@ async def test_a22_another_owners_id_on_every_verb(
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             scopes = scopes_of(operation)
-            if (
-                "{" not in path
-                or not scopes
-                or scopes & {"admin", "payments:approve", "market:read"}
-            ):
+            if "{" not in path or not scopes or scopes & (ADMINISTRATORS | {"market:read"}):
                 continue
             documents = []
             for ids in (theirs, dict.fromkeys(theirs, str(uuid4()))):
@@ -186,7 +183,7 @@ async def test_a24_administrators_routes_and_method_override(
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             scopes = scopes_of(operation)
-            if not scopes & {"admin", "payments:approve"}:
+            if not scopes & ADMINISTRATORS:
                 continue
             address = path.replace("{user_id}", str(ann.id))
             for name in ("key_id", "payment_id"):

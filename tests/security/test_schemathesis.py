@@ -91,6 +91,7 @@ async def run(
     parameters = {
         "path.account_id": accounts + cash,
         "path.symbol": ["BTC-USDT", "ETH-USDT"],
+        "path.name": ["trading", "transfers", "instrument:paper:BTC-USDT"],
         "path.user_id": str(other.id),
         "path.order_id": (await root.http.post("/v1/orders", json=order)).json()["id"],
         "path.webhook_id": (await root.http.post("/v1/webhooks", json=hook)).json()["id"],

@@ -33,6 +33,8 @@ class Scope(StrEnum):
         "security:write",
         "End sessions, change your password and second factor, make and revoke API keys.",
     )
+    SWITCHES_READ = "switches:read", "See the kill switches, and who turned them, when and why."
+    SWITCHES_OPERATE = "switches:operate", "Halt and resume trading, withdrawals and transfers."
     AUDIT_READ = "audit:read", "Read everybody's accounts, orders, payments and journals."
     ADMIN = "admin", "Manage users."
 
@@ -48,7 +50,15 @@ class Role(StrEnum):
     """A program: it has API keys, made by an administrator, and cannot log in."""
 
 
-_OTHERS: Final = frozenset({Scope.ADMIN, Scope.PAYMENTS_APPROVE, Scope.AUDIT_READ})
+_OTHERS: Final = frozenset(
+    {
+        Scope.ADMIN,
+        Scope.PAYMENTS_APPROVE,
+        Scope.SWITCHES_READ,
+        Scope.SWITCHES_OPERATE,
+        Scope.AUDIT_READ,
+    }
+)
 _READING: Final = frozenset({Scope.MARKET_READ, Scope.ACCOUNT_READ, Scope.ORDERS_READ})
 _ONESELF: Final = frozenset({Scope.SECURITY_READ, Scope.SECURITY_WRITE})
 
@@ -57,7 +67,7 @@ SCOPES_OF: Final[Mapping[Role, frozenset[Scope]]] = {
     Role.ADMIN: frozenset(Scope) - {Scope.AUDIT_READ},
     Role.TRADER: frozenset(Scope) - _OTHERS,
     Role.VIEWER: _READING | _ONESELF,
-    Role.AUDITOR: _READING | _ONESELF | {Scope.AUDIT_READ},
+    Role.AUDITOR: _READING | _ONESELF | {Scope.AUDIT_READ, Scope.SWITCHES_READ},
     Role.SERVICE: frozenset(Scope) - _OTHERS - _ONESELF,
 }
 

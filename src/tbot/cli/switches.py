@@ -98,8 +98,10 @@ def list_switches(
     turns = run(work())
     if as_json:
         for turn in turns:
-            parts = {"name": turn.name, "halted": turn.halted, "reason": turn.reason}
-            out.print(json.dumps(parts | {"by": turn.by, "at": turn.at.isoformat()}), markup=False)
+            parts: dict[str, Any] = {"name": turn.name, "halted": turn.halted}
+            parts["reason"] = turn.reason
+            parts |= {"by": turn.by, "at": turn.at.isoformat(), "actor": turn.actor}
+            out.print(json.dumps(parts), markup=False)
         return
     if not turns:
         out.print("No switch was ever turned: nothing is halted.")
@@ -126,6 +128,7 @@ def halt(
     here is refused: it is mistyped, or to come (--to-come).
     """
     from tbot.boot import PAPER
+    from tbot.db.pool import transaction
     from tbot.gateway import switches
 
     settings, words = load_settings(), _reason(reason)
@@ -133,11 +136,10 @@ def halt(
     _unlogged()
 
     async def work() -> None:
-        actor = operator()
-        async with _pool(settings) as pool, pool.acquire() as connection:
+        async with _pool(settings) as pool, transaction(pool) as connection:
             if not to_come:
                 _check_known(name, await switches.known_here(connection, (PAPER,)))
-            await switches.halt(connection, name, words, f"{actor.kind} {actor.name}")
+            await switches.halt(connection, name, words, operator())
 
     run(work())
     out.print(f"{name} is halted.")

@@ -54,6 +54,7 @@ from tbot.client.statements import Movement, StatementEnds
 from tbot.client.staying import Timing
 from tbot.client.streams import Stream
 from tbot.client.subscription import Subscription
+from tbot.client.switches import Switch, SwitchTurn
 from tbot.client.tokens import TicketKeeper
 from tbot.client.transfers import NewTransfer, Transfer, TransferResult
 
@@ -93,6 +94,8 @@ __all__ = [
     "Stream",
     "StreamClosed",
     "Subscription",
+    "Switch",
+    "SwitchTurn",
     "TBotClient",
     "TBotError",
     "Ticker",

@@ -37,6 +37,7 @@ from tbot.client.statements import Moment, Statements, moment_text
 from tbot.client.staying import Timing
 from tbot.client.streams import Stream
 from tbot.client.subscribing import GapListener
+from tbot.client.switches import Switches
 from tbot.client.tokens import SecondFactor, TokenKeeper
 from tbot.client.transfers import Transfers
 
@@ -66,6 +67,7 @@ class TBotClient:
         transfers: Moving money between accounts.
         payments: Deposits and withdrawals.
         webhooks: What happens on accounts, sent to an address of yours.
+        switches: Halting and resuming trading, withdrawals and transfers.
 
     Example:
         >>> async def first_order() -> None:
@@ -105,6 +107,7 @@ class TBotClient:
         self.transfers = Transfers(self._api)
         self.payments = Payments(self._api)
         self.webhooks = Webhooks(self._api)
+        self.switches = Switches(self._api)
         self._logs_out = password is not None
         self._streams: set[Stream | EventStream] = set()
         self._retry_s = retry_s

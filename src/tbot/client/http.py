@@ -28,7 +28,7 @@ from tbot.client.tokens import NEVER_SENT, TokenKeeper, retry_after_s
 _BUSY: Final = (429, 503)
 _LOST: Final = (500, 502, 504)
 
-_ANY: Final = "*"
+ANY: Final = "*"
 """The `If-Match` of a change of whatever version there is."""
 
 
@@ -75,7 +75,7 @@ class Api:
             params: None values are left out.
             wait_s: Sent as `Prefer: wait`; the answer may take that much longer.
             key: The `Idempotency-Key` of a POST or PATCH; made here when none is given.
-            if_match: The `etag` of what a PATCH is to change; None for whatever it is now.
+            if_match: The `etag` of what is to be changed; None for whatever it is now.
 
         Returns:
             The answer; with its `ETag`, where the type has an attribute `etag`.
@@ -241,8 +241,8 @@ def _headers(
 ) -> dict[str, str]:
     """What a request says beside who sends it."""
     headers = {}
-    if method == "PATCH":
-        headers["If-Match"] = if_match or _ANY
+    if method == "PATCH" or if_match is not None:
+        headers["If-Match"] = if_match or ANY
     if key is not None:
         headers["Idempotency-Key"] = key
     if wait_s is not None:

@@ -28,6 +28,7 @@ from tbot.core.errors import ConfigurationError, NotFound
 from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
 from tbot.core.settings import GatewaySettings
+from tbot.db.pool import transaction
 from tbot.gateway import switches
 from tbot.gateway.switches import Connection, Turn
 from tbot.journal.commands import Actor
@@ -143,14 +144,14 @@ async def resume(
     Raises:
         ConfigurationError: The venue cannot be asked, an order may still be on its way, or the
             venue is in yet another session; nothing was released.
+        Conflict: Somebody resumed it, or the venue lost its memory, since `look`: look again.
         VenueError: The venue did not answer; go the way again.
         Unavailable, OutcomeUnknown: See `Committer.commit`; go the way again.
     """
     done, loss, name = Done(), situation.loss, situation.turn.name
-    by = f"{actor.kind} {actor.name or ''}".strip()
     if loss is None:
-        async with pool.acquire() as connection:
-            await switches.release(connection, name, reason, by)
+        async with transaction(pool) as connection:
+            await switches.release(connection, name, reason, actor)
         return done
     venue = await _found_again(venues, loss)
     for order in loss.orders:
@@ -159,7 +160,7 @@ async def resume(
         )
         done.closed += not isinstance(outcome, Refused) and bool(outcome.entries)
     await _fund(venue, loss, done)
-    async with pool.acquire() as connection, connection.transaction():
+    async with transaction(pool) as connection:
         accepted = await connection.execute(
             "UPDATE venue_sessions SET session_id = found_id, found_id = NULL, since = now()"
             " WHERE venue = $1 AND session_id = $2 AND found_id = $3",
@@ -169,7 +170,7 @@ async def resume(
         )
         if accepted == "UPDATE 0":
             raise ConfigurationError(f"{loss.venue} changed again meanwhile: look once more")
-        await switches.release(connection, name, reason, by)
+        await switches.release(connection, name, reason, actor)
     return done
 
 

@@ -13,6 +13,7 @@ import asyncpg
 import structlog
 
 from tbot.gateway.switches import halt
+from tbot.journal.commands import GATEWAY
 from tbot.venues.base import Venue
 
 _KNOWN: Final = (
@@ -72,6 +73,6 @@ class VenueSession:
             )
             async with self._pool.acquire() as connection, connection.transaction():
                 await connection.execute(_FOUND, name, session_id)
-                await halt(connection, f"venue:{name}", why, "gateway")
+                await halt(connection, f"venue:{name}", why, GATEWAY)
         self.halted = True
         return False

@@ -3,7 +3,7 @@
 A switch is a row that every batch of the write path reads `FOR SHARE`, so a halt that has returned
 is seen by every order accepted afterwards. A switch is no account and has no journal; who turned
 it, when and why is in its row, and every turn it ever took is in `switch_changes`, where it cannot
-be changed. Functions take a connection first.
+be changed. Functions take a connection first; `halt` and `release` take part in its transaction.
 """
 
 from __future__ import annotations
@@ -11,23 +11,34 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 import asyncpg
+import msgspec
 import structlog
 
-from tbot.core.errors import ConfigurationError, NotFound
+from tbot.auth import store as auth_store
+from tbot.core.errors import ConfigurationError, Conflict
+from tbot.journal.commands import Actor
 
 type Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
 
 REASON_LENGTH_MAX: Final = 500
 _TOLD: Final = 10
 """Names that a refusal tells of."""
-_NAME: Final = re.compile(
-    r"trading|withdrawals|transfers|venue:[a-z0-9_-]{1,32}|instrument:[a-z0-9_-]{1,32}:[A-Z0-9-]+"
+GLOBAL: Final = ("trading", "withdrawals", "transfers")
+"""Switches that there are everywhere."""
+NAME_PATTERN: Final = (
+    r"^(trading|withdrawals|transfers|venue:[a-z0-9_-]{1,32}"
+    r"|instrument:[a-z0-9_-]{1,32}:[A-Z0-9-]{1,41})$"
 )
+_NAME: Final = re.compile(NAME_PATTERN[1:-1])
+_VENUE: Final = "venue:"
+_COLUMNS: Final = "name, halted, reason, changed_by, at, actor"
+_FIND: Final = f"SELECT {_COLUMNS} FROM switches WHERE name = $1"
+_FIND_LOCKED: Final = f"{_FIND} FOR NO KEY UPDATE"
 
 _log = structlog.get_logger(__name__)
 
@@ -37,7 +48,9 @@ class Turn:
     """A switch as it was turned at one time.
 
     Attributes:
-        by: Who, as `operator ann@desk` or `gateway`.
+        by: Who, in words, as `operator ann@desk`, `user root` or `gateway`.
+        actor: The same as the journal's entries have it (see `Actor.to_json`).
+        id: Of a turn in a switch's history, growing; 0 elsewhere.
     """
 
     name: str
@@ -45,6 +58,18 @@ class Turn:
     reason: str
     by: str
     at: datetime
+    actor: Mapping[str, str]
+    id: int = field(default=0, compare=False)
+
+
+def _turn(row: Mapping[str, Any], number: int = 0) -> Turn:
+    by: str = row["changed_by"]
+    if row["actor"] is not None:
+        actor = msgspec.json.decode(row["actor"], type=dict[str, str])
+    else:
+        kind, _, name = by.partition(" ")
+        actor = {"kind": kind, "name": name} if name else {"kind": kind}
+    return Turn(row["name"], row["halted"], row["reason"], by, row["at"], actor, number)
 
 
 def check_name(name: str) -> str:
@@ -116,56 +141,134 @@ async def known_here(
 
 async def current(connection: Connection) -> Sequence[Turn]:
     """Every switch that was ever turned, as it is now."""
-    rows = await connection.fetch(
-        "SELECT name, halted, reason, changed_by, at FROM switches ORDER BY name"
-    )
-    return [Turn(*row) for row in rows]
+    rows = await connection.fetch(f"SELECT {_COLUMNS} FROM switches ORDER BY name")
+    return [_turn(row) for row in rows]
 
 
-async def history(connection: Connection, name: str, limit: int = 100) -> Sequence[Turn]:
-    """How a switch was turned, newest first."""
+async def page(
+    connection: Connection,
+    always: Sequence[str],
+    after: str,
+    limit: int,
+    *,
+    halted: bool | None = None,
+) -> Sequence[tuple[str, Turn | None]]:
+    """A page of switches by name, each with its last turn; None where nobody turned it yet.
+
+    Args:
+        always: Names that are there even if they were never turned.
+        after: The last name of the page before; empty for the first page.
+        halted: Only those that are, or are not.
+    """
     rows = await connection.fetch(
-        "SELECT name, halted, reason, changed_by, at FROM switch_changes WHERE name = $1"
-        " ORDER BY id DESC LIMIT $2",
-        name,
+        f"SELECT {_COLUMNS} FROM switches FULL JOIN unnest($1::text[]) AS always (name)"
+        " USING (name) WHERE name > $2 AND ($3::boolean IS NULL OR coalesce(halted, false) = $3)"
+        " ORDER BY name LIMIT $4",
+        always,
+        after,
+        halted,
         limit,
     )
-    return [Turn(*row) for row in rows]
+    return [(row["name"], None if row["halted"] is None else _turn(row)) for row in rows]
 
 
-async def halt(connection: Connection, name: str, reason: str, by: str) -> None:
-    """Halt; once this is committed, no new order gets past the switch.
+async def find(connection: Connection, name: str, *, lock: bool = False) -> Turn | None:
+    """A switch as it is now; None if it was never turned.
 
-    Orders wait until then: commit at once.
+    Args:
+        lock: Nobody else turns it until the transaction ends, and orders wait for that.
     """
-    async with connection.transaction():
-        # A batch that is under way read the switches before there was this row: it ends first.
-        await connection.execute("LOCK TABLE switches IN EXCLUSIVE MODE")
-        await connection.execute(
-            "INSERT INTO switches (name, halted, reason, changed_by, at)"
-            " VALUES ($1, true, $2, $3, now()) ON CONFLICT (name) DO UPDATE"
-            " SET halted = true, reason = excluded.reason, changed_by = excluded.changed_by,"
-            " at = now()",
-            name,
-            reason[:REASON_LENGTH_MAX],
-            by,
-        )
+    row = await connection.fetchrow(_FIND_LOCKED if lock else _FIND, name)
+    return None if row is None else _turn(row)
+
+
+async def history(
+    connection: Connection, name: str, limit: int = 100, before: int | None = None
+) -> Sequence[Turn]:
+    """How a switch was turned, newest first.
+
+    Args:
+        before: The id of the last turn of the page before.
+    """
+    rows = await connection.fetch(
+        f"SELECT id, {_COLUMNS} FROM switch_changes WHERE name = $1 AND id < $2"
+        " ORDER BY id DESC LIMIT $3",
+        name,
+        before if before is not None else (1 << 62),
+        limit,
+    )
+    return [_turn(row, row["id"]) for row in rows]
+
+
+async def halt(connection: Connection, name: str, reason: str, actor: Actor) -> Turn:
+    """Halt; once the transaction is committed, no new order gets past the switch.
+
+    What is halted for the same reason already stays as it is. Orders wait until the transaction
+    ends: commit at once.
+
+    Returns:
+        The switch as it is now.
+    """
+    reason, by = reason[:REASON_LENGTH_MAX], await _in_words(connection, actor)
+    # A batch that is under way read the switches before there was this row: it ends first.
+    await connection.execute("LOCK TABLE switches IN EXCLUSIVE MODE")
+    before = await find(connection, name)
+    if before is not None and before.halted and before.reason == reason:
+        return before
+    row = await connection.fetchrow(
+        "INSERT INTO switches (name, halted, reason, changed_by, at, actor)"
+        " VALUES ($1, true, $2, $3, clock_timestamp(), $4::jsonb) ON CONFLICT (name) DO UPDATE"
+        " SET halted = true, reason = excluded.reason, changed_by = excluded.changed_by,"
+        f" at = excluded.at, actor = excluded.actor RETURNING {_COLUMNS}",
+        name,
+        reason,
+        by,
+        msgspec.json.encode(actor.to_json()).decode(),
+    )
+    assert row is not None, "it was just written"
     _log.warning("switch_halted", name=name, reason=reason, by=by)
+    return _turn(row)
 
 
-async def release(connection: Connection, name: str, reason: str, by: str) -> None:
+async def release(connection: Connection, name: str, reason: str, actor: Actor) -> Turn:
     """Let orders through again; what has to be done before that is in `resume`.
 
+    Returns:
+        The switch as it is now.
+
     Raises:
-        NotFound: It is not halted.
+        Conflict: It is not halted (`not_halted`), or it is that of a venue which lost its memory,
+            and nobody has accepted its new session yet (`venue_reset`).
     """
-    done = await connection.execute(
-        "UPDATE switches SET halted = false, reason = $2, changed_by = $3, at = now()"
-        " WHERE name = $1 AND halted",
+    reason, by = reason[:REASON_LENGTH_MAX], await _in_words(connection, actor)
+    row = await connection.fetchrow(
+        "UPDATE switches SET halted = false, reason = $2, changed_by = $3,"
+        " at = clock_timestamp(), actor = $4::jsonb WHERE name = $1 AND halted"
+        f" RETURNING {_COLUMNS}",
         name,
-        reason[:REASON_LENGTH_MAX],
+        reason,
         by,
+        msgspec.json.encode(actor.to_json()).decode(),
     )
-    if done == "UPDATE 0":
-        raise NotFound(f"{name} is not halted")
+    if row is None:
+        raise Conflict("not_halted", f"{name} is not halted")
+    # After the update: who finds another session from now on halts once more.
+    if name.startswith(_VENUE) and await connection.fetchval(
+        "SELECT true FROM venue_sessions WHERE venue = $1 AND found_id <> session_id",
+        name.removeprefix(_VENUE),
+    ):
+        raise Conflict(
+            "venue_reset",
+            f"{name.removeprefix(_VENUE)} lost its memory, and its new session has to be"
+            f" accepted: `tbot switches resume {name}`, where T-Bot runs, shows what that takes",
+        )
     _log.warning("switch_released", name=name, reason=reason, by=by)
+    return _turn(row)
+
+
+async def _in_words(connection: Connection, actor: Actor) -> str:
+    if actor.user_id is None:
+        return f"{actor.kind} {actor.name or ''}".strip()
+    user = await auth_store.user_by_id(connection, actor.user_id)
+    named = f"{actor.kind} {actor.user_id if user is None else user.username}"
+    return named if actor.name is None else f"{named} by key {actor.name}"

@@ -30,6 +30,7 @@ from tbot.web import (
     sharing,
     statements,
     stream,
+    switches,
     tickets,
     tokens,
     transfers,
@@ -72,6 +73,7 @@ _TAGS: Final = [
     {"name": "webhooks", "description": "What happens on accounts, sent to an address of yours."},
     {"name": "stream", "description": "Market data and private events as they happen."},
     {"name": "market", "description": "Instruments and market data."},
+    {"name": "switches", "description": "Halt and resume trading, withdrawals and transfers."},
     {"name": "health", "description": "For those who operate T-Bot."},
 ]
 
@@ -128,6 +130,7 @@ def build_app(deps: Deps) -> Application:
         keys,
         second_factor,
         sharing,
+        switches,
         wellknown,
         health,
     ):

@@ -151,6 +151,12 @@ PaymentApprover = Annotated[
 WebhookWriter = Annotated[
     Principal, Security(current_principal, scopes=[Allows.WEBHOOKS_WRITE.value])
 ]
+SwitchReader = Annotated[
+    Principal, Security(current_principal, scopes=[Allows.SWITCHES_READ.value])
+]
+SwitchOperator = Annotated[
+    Principal, Security(current_principal, scopes=[Allows.SWITCHES_OPERATE.value])
+]
 SecurityReader = Annotated[
     Principal, Security(current_principal, scopes=[Allows.SECURITY_READ.value])
 ]

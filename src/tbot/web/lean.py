@@ -40,7 +40,7 @@ from tbot.web.negotiation import GZIP, coding_of, packed_or_none, takes_structur
 from tbot.web.once import CONTENT, HEADERS
 from tbot.web.overload import Overload
 from tbot.web.peers import Proxies
-from tbot.web.ratelimit import CHARGED, Kind, Limits, headers_of, is_cancel, kind_of
+from tbot.web.ratelimit import CHARGED, Kind, Limits, headers_of, is_stop, kind_of
 from tbot.web.representation import ALWAYS, DEFAULTS, Asked, Terms, whole
 from tbot.web.routes import StrictRequest, StrictRoute, required_scopes
 
@@ -187,7 +187,7 @@ class Application(FastAPI):
         plan = self._plans.get(path) if method == "POST" else None
         try:
             self._overload.check(method, path)
-            if plan is None and not is_cancel(method, path):
+            if plan is None and not is_stop(method, path):
                 self._check_open(scope)
         except TBotError as error:
             await self._refuse(error, scope, send, started_s)

@@ -8,7 +8,7 @@ is kept in the transaction of the write, so a repetition gets it byte for byte, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -18,7 +18,8 @@ from starlette.responses import Response
 
 from tbot.auth.flow import Principal
 from tbot.core.refusals import PASSING, Reason, Refused
-from tbot.journal.once import Kept, Once, contents_of, key_of
+from tbot.db.pool import transaction
+from tbot.journal.once import Connection, Kept, Once, beside, contents_of, keep, key_of
 from tbot.web.answers import JsonAnswer
 from tbot.web.deps import Deps
 from tbot.web.problems import Problem, refused
@@ -209,6 +210,28 @@ def _kept(response: Response) -> Kept:
         if (name := header.decode("latin-1")) in _KEPT_HEADERS
     }
     return Kept(response.status_code, headers, bytes(response.body))
+
+
+async def carried_out[T](
+    deps: Deps, once: Once | None, write: Callable[[Connection], Awaitable[T]]
+) -> T | Refused | Kept:
+    """Do a write that is no command, in a transaction that keeps its answer under its key, if any.
+
+    Args:
+        write: Its outcome is kept, a refusal too; what it raises undoes all of it.
+
+    Returns:
+        The outcome, or for a repetition what it is due.
+    """
+    async with transaction(deps.pool) as connection:
+        if once is not None:
+            before = await beside(connection, once)
+            if before is not None:
+                return before
+        outcome = await write(connection)
+        if once is not None:
+            await keep(connection, once, outcome)
+        return outcome
 
 
 def respond(outcome: Any, answer: Callable[[Any], Response], once: Once | None = None) -> Response:

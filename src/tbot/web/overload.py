@@ -23,7 +23,7 @@ from prometheus_client import Counter, Gauge
 
 from tbot.core.errors import OutcomeUnknown, Overloaded, TBotError, Unavailable
 from tbot.core.limit_settings import OverloadSettings
-from tbot.web.ratelimit import is_cancel
+from tbot.web.ratelimit import is_stop
 
 _RETRY_AFTER_S: Final = (1, 3)
 """From and to: they who were refused together shall not come back together."""
@@ -51,13 +51,16 @@ class Work(IntEnum):
 def work_of(method: str, path: str) -> Work:
     """How early a request is refused; known before its route is.
 
-    Whoever may cancel has to be able to get the token for it, so refreshes are never refused.
+    Whoever may cancel or halt has to be able to get the token for it, so refreshes are never
+    refused.
 
     Example:
         >>> [work_of("POST", "/v1/orders").name, work_of("DELETE", "/v1/orders/1").name]
         ['NEW', 'NEVER']
+        >>> work_of("POST", "/v1/switches/trading/halt").name
+        'NEVER'
     """
-    if is_cancel(method, path):
+    if is_stop(method, path):
         return Work.NEVER
     if method in _READS:
         return Work.NEVER if path.startswith(("/health/", "/metrics")) else Work.READ

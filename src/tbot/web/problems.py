@@ -122,6 +122,13 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     "last_administrator": Kind(
         409, "Last administrator", "Make somebody else an administrator first."
     ),
+    "not_halted": Kind(409, "Not halted", "Look at the list of switches which one is."),
+    "venue_reset": Kind(
+        409,
+        "Venue reset",
+        "The venue lost its memory, and its past has to be declared closed. `tbot switches resume "
+        "venue:NAME`, where T-Bot runs, shows what that takes and does it with `--confirm`.",
+    ),
     "key_exists": Kind(409, "Key exists", "Choose another name for the key, or revoke that one."),
     "keys_max": Kind(409, "Too many keys", "Revoke an API key first."),
     "factor_exists": Kind(409, "Second factor exists", "Remove it first."),
@@ -143,6 +150,12 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         "Unsupported media type",
         "Send `Content-Type: application/json` (or a form, where the route takes one) without any "
         "`Content-Encoding`.",
+    ),
+    "switch_unknown": Kind(
+        422,
+        "Unknown switch",
+        "No venue or instrument of this name is known: it would halt nothing. Correct the name, or "
+        "say `to_come`.",
     ),
     "validation_failed": Kind(
         422, "Validation failed", "Correct what `errors` lists; nothing was done."

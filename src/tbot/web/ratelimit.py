@@ -5,7 +5,7 @@ API key, and its kind. All of them are asked together, here or in Valkey, and ei
 or none. What is left is in the headers of the answer.
 
 * A stranger (no token, or a bad one) counts by address alone; a user wherever they come from.
-* Cancels count under `cancels` alone: who used up everything can still cancel.
+* Cancels and halts count under `cancels` alone: who used up everything can still stop.
 * What Valkey cannot say is counted locally, except logins: those are refused with 503 until it can.
 """
 
@@ -67,6 +67,7 @@ _KINDS: Final = {
     "place_order": Kind.ORDERS,
     "cancel_order": Kind.CANCELS,
     "cancel_orders": Kind.CANCELS,
+    "halt_switch": Kind.CANCELS,
     "log_in": Kind.LOGINS,
     "finish_log_in": Kind.LOGINS,
     "step_up": Kind.LOGINS,
@@ -89,9 +90,11 @@ def kind_of(route: APIRoute) -> Kind:
     return Kind.READS if (route.methods or set()) <= {"GET", "HEAD"} else Kind.WRITES
 
 
-def is_cancel(method: str, path: str) -> bool:
-    """Whether a request asks for cancels, before its route is known."""
-    return method == "DELETE" and path.startswith("/v1/orders")
+def is_stop(method: str, path: str) -> bool:
+    """Whether a request stops something, before its route is known: it cancels, or halts."""
+    if method == "DELETE":
+        return path.startswith("/v1/orders")
+    return method == "POST" and path.startswith("/v1/switches/") and path.endswith("/halt")
 
 
 class _Who(IntEnum):

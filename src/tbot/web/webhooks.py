@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from uuid import UUID
 
@@ -16,7 +15,6 @@ from tbot.core.errors import InsufficientAccess
 from tbot.core.ids import new_id
 from tbot.core.refusals import Reason, Refused
 from tbot.db.pool import transaction
-from tbot.journal import once as kept
 from tbot.journal.once import Kept, Once
 from tbot.ledger import webhooks as store
 from tbot.ledger.signatures import secret_text
@@ -33,7 +31,7 @@ from tbot.web.dependencies import (
 )
 from tbot.web.deps import Deps
 from tbot.web.fields import Id
-from tbot.web.once import KeyHeader, keyed, respond
+from tbot.web.once import KeyHeader, carried_out, keyed, respond
 from tbot.web.openapi import problems
 from tbot.web.ownership import own_account
 from tbot.web.pages import decode_cursor, encode_cursor, next_link
@@ -147,24 +145,7 @@ async def _create(
         )
         return await store.create(connection, webhook, deps.settings.webhooks)
 
-    return await _carried_out(deps, once, create)
-
-
-async def _carried_out(
-    deps: Deps,
-    once: Once | None,
-    write: Callable[[store.Connection], Awaitable[Webhook | Refused]],
-) -> Webhook | Refused | Kept:
-    """Do a write in a transaction, which keeps its answer under the key it came with, if any."""
-    async with transaction(deps.pool) as connection:
-        if once is not None:
-            before = await kept.beside(connection, once)
-            if before is not None:
-                return before
-        outcome = await write(connection)
-        if once is not None:
-            await kept.keep(connection, once, outcome)
-        return outcome
+    return await carried_out(deps, once, create)
 
 
 async def _place(
@@ -254,7 +235,7 @@ async def change_webhook(
         return Refused(Reason.PRECONDITION_FAILED) if changed is None else changed
 
     once = await keyed(request, parts, principal, _answer)
-    return respond(await _carried_out(parts, once, change), _answer)
+    return respond(await carried_out(parts, once, change), _answer)
 
 
 @routes.delete(
@@ -300,7 +281,7 @@ async def replay_webhook(
         return await store.replay(connection, webhook, seq, digest)
 
     once = await keyed(request, parts, principal, _answer)
-    return respond(await _carried_out(parts, once, replay), _answer)
+    return respond(await carried_out(parts, once, replay), _answer)
 
 
 @routes.post(
@@ -333,7 +314,7 @@ async def rotate_secret(
         return await store.rotate(connection, webhook.id, secret, overlap)
 
     once = await keyed(request, parts, principal, _rotated)
-    return respond(await _carried_out(parts, once, rotate), _rotated)
+    return respond(await carried_out(parts, once, rotate), _rotated)
 
 
 @routes.get(

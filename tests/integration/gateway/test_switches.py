@@ -10,9 +10,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tbot.core.errors import ConfigurationError, NotFound
+from tbot.core.errors import ConfigurationError, Conflict, NotFound
 from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import GatewaySettings
+from tbot.db.pool import transaction
 from tbot.gateway import resume as resuming
 from tbot.gateway import switches
 from tbot.journal.commands import Actor
@@ -49,8 +50,9 @@ async def halted(desk: Any, account: Any) -> bool:
 
 async def test_a_switch_says_who_turned_it_when_and_why(desk: Any, pool: Any) -> None:
     account = await desk.open(USDT="1000")
+    async with transaction(pool) as connection:
+        await switches.halt(connection, "trading", "the market is mad", ANN)
     async with pool.acquire() as connection:
-        await switches.halt(connection, "trading", "the market is mad", "operator ann@desk")
         refused = await desk.place(account)
         assert refused.reason is Reason.VENUE_HALTED
         assert refused.detail == "the market is mad"
@@ -63,12 +65,44 @@ async def test_a_switch_says_who_turned_it_when_and_why(desk: Any, pool: Any) ->
             (False, "it calmed down", "operator ann@desk"),
             (True, "the market is mad", "operator ann@desk"),
         ]
+        assert all(turn.actor == ANN.to_json() for turn in turns)
+        assert turns[0].id > turns[1].id > 0
         assert await switches.current(connection) == [turns[0]]
         with pytest.raises(NotFound, match="trading is not halted"):
             await resuming.look(connection, "trading", SOON)
         for statement in ("UPDATE switch_changes SET reason = ''", "DELETE FROM switch_changes"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await connection.execute(statement)
+
+
+async def test_what_is_halted_for_the_same_reason_stays_as_it_is(desk: Any, pool: Any) -> None:
+    bob = Actor("operator", name="bob@desk")
+    async with transaction(pool) as connection:
+        first = await switches.halt(connection, "trading", "mad", ANN)
+    async with transaction(pool) as connection:
+        assert await switches.halt(connection, "trading", "mad", bob) == first
+    async with transaction(pool) as connection:
+        assert (await switches.halt(connection, "trading", "worse", bob)).by == "operator bob@desk"
+    async with transaction(pool) as connection:
+        await switches.release(connection, "trading", "mad", ANN)
+        with pytest.raises(Conflict, match="trading is not halted"):
+            await switches.release(connection, "trading", "mad", ANN)
+        turns = await switches.history(connection, "trading")
+        assert [turn.reason for turn in turns] == ["mad", "worse", "mad"]
+        assert await switches.history(connection, "trading", 2, turns[0].id) == turns[1:]
+
+
+async def test_turns_from_before_actors_were_kept_tell_who_in_words(pool: Any) -> None:
+    async with pool.acquire() as connection:
+        for number, words in enumerate(("operator ann@desk", "gateway")):
+            await connection.execute(
+                "INSERT INTO switches (name, halted, reason, changed_by, at)"
+                " VALUES ($1, true, 'old', $2, now())",
+                f"venue:v{number}",
+                words,
+            )
+        told = [(turn.by, turn.actor) for turn in await switches.current(connection)]
+        assert told == [("operator ann@desk", ANN.to_json()), ("gateway", {"kind": "gateway"})]
 
 
 async def test_no_order_is_accepted_after_a_halt_has_returned(desk: Any, pool: Any) -> None:
@@ -88,8 +122,8 @@ async def test_no_order_is_accepted_after_a_halt_has_returned(desk: Any, pool: A
 
     placing = [asyncio.create_task(place_on()) for _ in range(8)]
     await begun.wait()
-    async with pool.acquire() as connection:
-        await switches.halt(connection, "venue:paper", "stop", "operator ann@desk")
+    async with transaction(pool) as connection:
+        await switches.halt(connection, "venue:paper", "stop", ANN)
     halt_returned = True
     await asyncio.gather(*placing)
     late = [answer for after, answer in answers if after]
@@ -123,6 +157,11 @@ async def test_trading_goes_on_after_a_venue_lost_its_memory(
     scripted.on_place = scripted.acknowledge
     await eventually(lambda: halted(desk, account))
     await eventually(lambda: not gateway.ready.is_set())
+
+    with pytest.raises(Conflict, match="its new session has to be accepted") as refused:
+        async with transaction(pool) as connection:
+            await switches.release(connection, "venue:paper", "in haste", ANN)
+    assert refused.value.code == "venue_reset"
 
     venue = FundedVenue("two")
     right: Any = {"paper": venue}

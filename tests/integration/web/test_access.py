@@ -35,7 +35,12 @@ NO_SCOPE = {
 }
 SHARED = {"symbol"}
 """Path parameters that name what everybody may see."""
-EVERYBODYS = {Scope.ADMIN, Scope.PAYMENTS_APPROVE}
+EVERYBODYS = {
+    Scope.ADMIN,
+    Scope.PAYMENTS_APPROVE,
+    Scope.SWITCHES_READ,
+    Scope.SWITCHES_OPERATE,
+}
 """Scopes of administrators alone, for what is not theirs."""
 ADMINISTERED = ("PATCH /v1/accounts/{account_id}", "GET /v1/transfers/", "POST /v1/transfers/")
 """Beginnings of what administrators may do with what is not theirs."""

@@ -31,6 +31,8 @@ BESIDE_THE_JOURNAL = {
     ("POST", "/v1/token/step-up"),
     ("POST", "/v1/token/refresh"),
     ("POST", "/v1/token/revoke"),
+    ("POST", "/v1/switches/{name}/halt"),  # rows of their own: see test_switches
+    ("POST", "/v1/switches/{name}/resume"),
     ("POST", "/v1/webhooks"),
     ("PATCH", "/v1/webhooks/{webhook_id}"),
     ("DELETE", "/v1/webhooks/{webhook_id}"),

@@ -154,6 +154,12 @@ async def drive_webhooks(send: Twice, site: Any) -> None:
     await send("DELETE", path)
 
 
+async def drive_switches(send: Twice) -> None:
+    """The same of switches."""
+    for action in ("halt", "resume"):
+        await send("POST", f"/v1/switches/withdrawals/{action}", {"reason": "an inspection"})
+
+
 async def test_every_write_is_done_once_under_its_key_or_repeated_as_documented(
     new_site: Any, owner_url: str
 ) -> None:
@@ -168,6 +174,7 @@ async def test_every_write_is_done_once_under_its_key_or_repeated_as_documented(
             for name in ("ann", "root")
         ]
         await drive_webhooks(ann, site)
+        await drive_switches(root)
         await drive(ann, root, site)
         await drive_identity(ann, root, site)
     keyed = {operation for operation, takes in writes(site).items() if takes}

@@ -77,12 +77,17 @@ ONESELF = {
 ADMINISTRATION = {
     "GET /v1/ledger/counters", "GET /v1/payments/approvals",
     "POST /v1/payments/{payment_id}/approve", "POST /v1/payments/{payment_id}/reject",
+    "GET /v1/switches", "GET /v1/switches/{name}", "GET /v1/switches/{name}/turns",
+    "POST /v1/switches/{name}/halt", "POST /v1/switches/{name}/resume",
     "POST /v1/users", "GET /v1/users", "GET /v1/users/{user_id}", "PATCH /v1/users/{user_id}",
     "GET /v1/users/{user_id}/security-events",
     "POST /v1/users/{user_id}/api-keys", "GET /v1/users/{user_id}/api-keys",
     "GET /v1/users/{user_id}/api-keys/{key_id}", "DELETE /v1/users/{user_id}/api-keys/{key_id}",
 }  # fmt: skip
 """By administrators' scopes, whosever it is."""
+ADMINISTRATORS = {
+    Scope.ADMIN, Scope.PAYMENTS_APPROVE, Scope.SWITCHES_READ, Scope.SWITCHES_OPERATE
+}  # fmt: skip
 MARKET = "/v1/instruments"
 ADMINS_TOO = {
     "PATCH /v1/accounts/{account_id}", "GET /v1/transfers/{transfer_id}",
@@ -221,7 +226,7 @@ def test_every_route_says_here_what_it_needs(site: Any) -> None:
             continue
         assert sum(name in one for one in lists) == 1, f"say in this test what {name} needs"
         if name in ADMINISTRATION:
-            assert {Scope.ADMIN, Scope.PAYMENTS_APPROVE} & set(scopes)
+            assert ADMINISTRATORS & set(scopes)
     known = set.union(*lists)
     assert known <= set(routes(site)), known - set(routes(site))
 
@@ -312,7 +317,11 @@ async def test_scopes_bind_keys_and_roles_alike(
                 keys[scope] = made.json()["key"]
             client.headers["X-API-Key"] = keys[scope]
             method, path = name.split(" ")
-            for parameter, value in {**things.ids, "symbol": "BTC-USDT"}.items():
+            for parameter, value in {
+                **things.ids,
+                "symbol": "BTC-USDT",
+                "name": "trading",
+            }.items():
                 path = path.replace("{" + parameter + "}", value)
             answer = await client.request(method, path)
             assert answer.status_code == 403, (name, answer.text)

@@ -13,6 +13,7 @@ from tbot.boot import projections
 from tbot.core import clock
 from tbot.core.errors import ProviderAmbiguous, ProviderNotSent, ProviderRefused
 from tbot.core.ids import new_id
+from tbot.db.pool import transaction
 from tbot.gateway import switches
 from tbot.journal.commands import SYSTEM, AccountState
 from tbot.ledger import store as ledger_store
@@ -295,8 +296,8 @@ async def test_while_withdrawals_are_halted_nothing_leaves_and_afterwards_it_goe
         await fast.committer.commit(
             SubmitWithdrawal(new_id(), SYSTEM, UUID(account["id"]), UUID(unsent["id"]))
         )  # killed before the request left
-        async with fast.pool.acquire() as connection:
-            await switches.halt(connection, "withdrawals", "a thief", "operator ann@desk")
+        async with transaction(fast.pool) as connection:
+            await switches.halt(connection, "withdrawals", "a thief", SYSTEM)
         refused = await ask(ann, "withdrawal", account, "1", key="later")
         assert problem(refused, 422, "withdrawals_halted")["detail"] == "a thief"
         path = f"/v1/payments/{waiting['id']}"
@@ -313,8 +314,8 @@ async def test_while_withdrawals_are_halted_nothing_leaves_and_afterwards_it_goe
         await eventually(announced)
         assert (await ann.post(f"/v1/payments/{gone['id']}/cancel")).json()["state"] == "canceled"
         assert provider.calls.count("submit") == 0
-        async with fast.pool.acquire() as connection:
-            await switches.release(connection, "withdrawals", "caught", "operator ann@desk")
+        async with transaction(fast.pool) as connection:
+            await switches.release(connection, "withdrawals", "caught", SYSTEM)
         await eventually(lambda: len(provider.paid) == 2, timeout_s=30)
         assert set(provider.paid) == {UUID(approved["id"]), UUID(unsent["id"])}
         assert (await root.post(f"{path}/approve")).json()["state"] == "approved"

@@ -36,7 +36,7 @@ SAMPLES: dict[str, Any] = {
     "limits": {"max_open_orders": 3}, "time_in_force": "gtc", "client_order_id": "a-1",
     "wait_s": 1.0, "timeout_s": 0.0, "depth": 20, "limit": 5, "page": 10, "after": 3,
     "interval": "1m", "overlap_s": 60, "begin": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z",
-    "at": "2026-11-02T00:00:00Z", "holds": False, "metadata": {"a": "b"}, "pending": True,
+    "at": "2026-11-02T00:00:00Z", "holds": False, "metadata": {"a": "b"}, "pending": True, "halted": True, "to_come": True,
     "expires_in_s": 60, "transfers": [NEW, NEW], "key": "k-1", "dead": True, "state": None,
     "if_match": '"5f0c3e9a1b2d4c6e.41"', "kind": None, "quote_amount": None, "post_only": True, "scope": "market:read", "role": "trader", "change_user.status": "disabled",
 }  # fmt: skip
@@ -46,7 +46,7 @@ NEEDLESS = {
     ("Idempotency-Key", "issue_ticket"),
 }
 """Sent, and ignored: a spare ticket runs out."""
-PARTS = ("", "candles", "statements", "transfers", "payments", "webhooks")
+PARTS = ("", "candles", "statements", "transfers", "payments", "webhooks", "switches")
 
 
 class Document:

@@ -18,7 +18,7 @@ METHODS = ("fetch", "fetchrow", "fetchval", "execute", "executemany")
 # connection back.
 _NO_QUERY = (
     "BEGIN", "COMMIT", "ROLLBACK", "LISTEN", "UNLISTEN", "SET ", "RESET", "SELECT PG_ADVISORY",
-    "SELECT PG_TRY_ADVISORY", "SELECT PG_NOTIFY",
+    "SELECT PG_TRY_ADVISORY", "SELECT PG_NOTIFY", "LOCK TABLE",
 )  # fmt: skip
 
 

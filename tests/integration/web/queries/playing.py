@@ -26,7 +26,7 @@ from tbot.core.bus import Bus
 from tbot.core.ids import new_id
 from tbot.core.refusals import Refused
 from tbot.core.settings import AuthSettings, StreamSettings
-from tbot.gateway import gateway
+from tbot.gateway import gateway, switches
 from tbot.journal import once, session
 from tbot.journal.batch import Batch
 from tbot.journal.commands import SYSTEM, Committed
@@ -195,6 +195,20 @@ async def play_the_bank(site: Any) -> None:
     assert await site.provider._settle(client) > 0
 
 
+async def turn_switches(site: Any, root: Any) -> None:
+    """What switches ask; nothing is halted afterwards."""
+    for name in ("trading", "venue:paper"):
+        path, body = f"/v1/switches/{name}", {"reason": "a look"}
+        for action in ("halt", "resume"):
+            headers = {"If-Match": "*"}
+            assert (await root.post(f"{path}/{action}", json=body, headers=headers)).is_success
+        for asked in ("/v1/switches?limit=1", path, f"{path}/turns?limit=1"):
+            assert (await root.get(asked)).status_code == 200
+    assert (await root.get("/v1/switches/transfers")).status_code == 200
+    async with site.pool.acquire() as connection:
+        assert len(await switches.current(connection)) == 2
+
+
 async def play(site: Any, new_site: Any) -> dict[str, Any]:
     """Everything that is asked of the database while T-Bot runs; what else is asked directly."""
     async with site.client("ann") as client, site.client("root") as root:
@@ -220,6 +234,7 @@ async def play(site: Any, new_site: Any) -> dict[str, Any]:
             json={"username": "carl", "password": "correct horse battery staple", "role": "trader"},
             headers={"Idempotency-Key": '"a-new-user"'},
         )
+        await turn_switches(site, root)
         await show_who_one_is(site, client, account)
     account_id = UUID(account["id"])
     grant = await auth_flow.login(site.auth, "bob", "correct horse battery staple")

@@ -22,6 +22,7 @@ from tbot.auth import users
 from tbot.core import clock
 from tbot.core.ids import new_id
 from tbot.db.pool import transaction
+from tbot.gateway import switches
 from tbot.journal.commands import SYSTEM
 from tbot.ledger import webhooks
 from tbot.ledger.entries import Limits, OpenAccount
@@ -40,7 +41,7 @@ WITHOUT_SQL = {"/v1/instruments/{symbol}/trades"}
 
 ADMINISTRATORS = {
     "/v1/users", "/v1/users/{user_id}/security-events", "/v1/ledger/counters",
-    "/v1/payments/approvals",
+    "/v1/payments/approvals", "/v1/switches", "/v1/switches/{name}/turns",
 }  # fmt: skip
 
 CACHED = {"auth/store.py:session_lives", "ledger/members_store.py:member_access"}
@@ -238,6 +239,21 @@ async def users_security_events(site: Any, client: Any, _: str) -> str:
     return f"/v1/users/{(await client.get('/v1/me')).json()['id']}/security-events"
 
 
+async def all_switches(site: Any, client: Any, _: str) -> str:
+    async with transaction(site.pool) as connection:
+        for number in range(ITEMS):
+            await switches.halt(connection, f"venue:v{number}", "a look", SYSTEM)
+    return "/v1/switches"
+
+
+async def turns(site: Any, client: Any, _: str) -> str:
+    async with transaction(site.pool) as connection:
+        for number in range(ITEMS):
+            await switches.halt(connection, "withdrawals", f"look {number}", SYSTEM)
+        await switches.release(connection, "withdrawals", "done", SYSTEM)
+    return "/v1/switches/withdrawals/turns"
+
+
 CASES: dict[str, Fill] = {
     "/v1/instruments/{symbol}/candles": candles,
     "/v1/accounts": accounts,
@@ -250,6 +266,8 @@ CASES: dict[str, Fill] = {
     "/v1/payments": payments,
     "/v1/payments/approvals": approvals,
     "/v1/sessions": sessions,
+    "/v1/switches": all_switches,
+    "/v1/switches/{name}/turns": turns,
     "/v1/transfers": transfers,
     "/v1/users": all_users,
     "/v1/users/{user_id}/security-events": users_security_events,

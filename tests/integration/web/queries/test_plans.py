@@ -30,7 +30,6 @@ NOT_HOT = {
     "gateway/lease.py": "one row a venue account",
     "gateway/resume.py": "by hand, after a venue has lost its memory",
     "gateway/session.py": "one row a venue",
-    "gateway/switches.py": "by hand; a row a switch",
     "ledger/duty.py": "advisory locks",
     "ledger/importing.py:_alone": "advisory locks",
     "up.py": "asks whether the server is there",
