@@ -251,6 +251,11 @@ async def test_the_command(
 
     code, said = await tbot(str(good), "--dry-run")
     assert (code, said.strip()) == (0, "40 of 40 lines can be imported; nothing was done")
+    for way in ([], ["--dry-run"]):
+        before = bad.read_bytes()
+        code, said = await tbot(str(bad), "--report", str(bad), *way)
+        assert code == 2 and "would lose its good lines" in said
+        assert bad.read_bytes() == before
     code, said = await tbot(str(bad), "--report", str(report))
     assert code == 1 and "line 3:" in said and "1 of 2 lines can be imported" in said
     assert "Correct the others" in said
@@ -298,6 +303,23 @@ async def test_a_line_with_a_key_is_made_once_whatever_file_it_is_in(
         5: "a key has 1 to 255 characters that can be printed",
     }
     await desk.verified()
+
+
+async def test_lines_with_and_without_a_key_are_made_in_the_order_of_the_file(
+    desk: Any, pool: Any, accounts: list[UUID], tmp_path: Path
+) -> None:
+    """Each line rests on what the line before it brought."""
+    one, two, three, four = accounts
+    path = written(
+        tmp_path / "chain.csv",
+        f"{HEADER},key",
+        f"{one},{two},EUR,5,first",
+        f"{two},{three},EUR,5,",
+        f"{three},{four},EUR,5,third",
+    )
+    made = await import_file(pool, desk.committer, SYSTEM, path, await check_file(pool, path))
+    assert (made.made, made.refused) == (3, [])
+    assert await available(pool, four) == 5
 
 
 @pytest.mark.parametrize("kind", ["csv", "ndjson"])

@@ -200,11 +200,16 @@ async def _make(
     report: Report,
 ) -> None:
     """Make a chunk's transfers, but for those that are there."""
-    ids = {transfer_id(report.digest, began_at, one.line): one for one in wanted if one.key is None}
-    keys = {_digest_of(one.key): one for one in wanted if one.key is not None}
-    if keys:
-        begun = await _begun(pool, {digest: one.key or "" for digest, one in keys.items()})
-        ids |= {transfer_id(digest, begun[digest], 0): one for digest, one in keys.items()}
+    keys = {_digest_of(one.key): one.key for one in wanted if one.key is not None}
+    begun = await _begun(pool, keys) if keys else {}
+    ids = {}
+    for one in wanted:  # in the file's order: a line may spend what the one before it brought
+        if one.key is None:
+            made_id = transfer_id(report.digest, began_at, one.line)
+        else:
+            digest = _digest_of(one.key)
+            made_id = transfer_id(digest, begun[digest], 0)
+        ids[made_id] = one
     known = await _made(pool, ids)
     missing = {}
     for made_id, one in ids.items():

@@ -277,7 +277,7 @@ class Dispatcher:
             RepeatWithdrawal(new_id(), DISPATCHER, payment.account_id, payment.id)
         )
         if not isinstance(allowed, Accepted):
-            return False  # ended meanwhile, or withdrawals are halted
+            return False  # ended or frozen meanwhile, or withdrawals are halted
         try:
             report = await self._send(payment)
         except ProviderRefused as error:

@@ -64,7 +64,7 @@ class RepeatWithdrawal(PaymentCommand):
         """Nothing is written: its funds are held, and it counts as submitted already."""
         if payment.state is not State.SUBMITTED:
             return late(payment, "submitted again")
-        return halted_refusal(context) or Drafts()
+        return frozen_refusal(state.part(Ledger)) or halted_refusal(context) or Drafts()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,6 @@ _COLUMNS: Final = (
 )
 _OLD_SECRETS_MAX: Final = 3
 """Secrets before the present one that sign at once; of more, the oldest stops."""
-_BEGIN_ANEW: Final = (
-    "begun_anew AS (DELETE FROM webhook_deliveries WHERE webhook_id = $1 AND state = 'retrying'"
-    " AND EXISTS (SELECT FROM changed))"
-)
-"""What was being retried is tried at once, and as often as if it had not been tried before: its
-owner has come, and knows more than a delay of an hour does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +112,17 @@ class Delivery:
     error: str | None
     at: datetime
     next_at: datetime | None = None
+
+
+async def _begin_anew(connection: Connection, webhook_id: UUID) -> None:
+    """Try at once what is being retried, and as often as if it had not been tried before.
+
+    Its owner has come, and knows more than a delay of an hour does. A statement of its own, after
+    the one that has locked the subscription: so it sees what `postpone` noted until then.
+    """
+    await connection.execute(
+        "DELETE FROM webhook_deliveries WHERE webhook_id = $1 AND state = 'retrying'", webhook_id
+    )
 
 
 def _webhook(row: asyncpg.Record) -> Webhook:
@@ -229,7 +234,7 @@ async def change(
 ) -> Webhook | None:
     """Change what is not None; enabling one that was disabled lets it go on where it stood.
 
-    What is being retried is tried again at once.
+    What is being retried is tried again at once. Call it inside a transaction.
 
     Args:
         versions: Those that the change is for; None for any.
@@ -238,13 +243,13 @@ async def change(
         The webhook as it is now; None when it is of another version, or gone.
     """
     row = await connection.fetchrow(
-        "WITH told AS (SELECT pg_notify('tbot', $6)), changed AS ("
+        "WITH told AS (SELECT pg_notify('tbot', $6)) "
         "UPDATE webhooks SET url = coalesce($2, url), kinds = coalesce($3::text[], kinds),"
-        " enabled = coalesce($4, enabled), failures = 0, version = version + 1, updated_at = now(),"
-        " disabled_reason = CASE WHEN coalesce($4, enabled) THEN NULL"
-        "                        ELSE coalesce(disabled_reason, $5) END"
+        " enabled = coalesce($4, enabled), failures = 0, version = version + 1,"
+        " updated_at = now(), disabled_reason = CASE WHEN coalesce($4, enabled) THEN NULL"
+        "                                       ELSE coalesce(disabled_reason, $5) END"
         " FROM told WHERE id = $1 AND ($7::text[] IS NULL OR version::text = ANY($7))"
-        f" RETURNING {_COLUMNS}), {_BEGIN_ANEW} SELECT * FROM changed",
+        f" RETURNING {_COLUMNS}",
         webhook_id,
         url,
         None if kinds is None else list(kinds),
@@ -253,6 +258,8 @@ async def change(
         WAKE,
         None if versions is None else list(versions),
     )
+    if row is not None:
+        await _begin_anew(connection, webhook_id)
     return None if row is None else _webhook(row)
 
 
@@ -302,14 +309,15 @@ async def forget_old_secrets(connection: Connection) -> None:
 async def replay(connection: Connection, webhook: Webhook, seq: int, digest: bytes) -> Webhook:
     """Set the place back (or forward): the next delivery is of entry `seq + 1`.
 
+    Call it inside a transaction.
+
     Raises:
         NotFound: It is gone.
     """
     row = await connection.fetchrow(
-        "WITH told AS (SELECT pg_notify('tbot', $4)), changed AS ("
+        "WITH told AS (SELECT pg_notify('tbot', $4)) "
         "UPDATE webhooks SET seq = $2, hash = $3, version = version + 1, failures = 0,"
-        f" updated_at = now() FROM told WHERE id = $1 RETURNING {_COLUMNS})"
-        f", {_BEGIN_ANEW} SELECT * FROM changed",
+        f" updated_at = now() FROM told WHERE id = $1 RETURNING {_COLUMNS}",
         webhook.id,
         seq,
         digest,
@@ -317,6 +325,7 @@ async def replay(connection: Connection, webhook: Webhook, seq: int, digest: byt
     )
     if row is None:
         raise NotFound("no such webhook")
+    await _begin_anew(connection, webhook.id)
     return _webhook(row)
 
 
@@ -396,13 +405,16 @@ async def settle(
     return failures
 
 
-async def postpone(connection: Connection, delivery: Delivery) -> None:
-    """Note a failed attempt and when the next one is due."""
+async def postpone(connection: Connection, webhook: Webhook, delivery: Delivery) -> None:
+    """Note a failed attempt and when the next one is due, unless its owner has changed it since.
+
+    An attempt that was under way then says nothing about what the owner wants now.
+    """
     await connection.execute(
-        "INSERT INTO webhook_deliveries"
+        "WITH ours AS (SELECT FROM webhooks WHERE id = $1 AND version = $9 FOR SHARE)"
+        " INSERT INTO webhook_deliveries"
         " (webhook_id, seq, kind, state, attempts, status, error, at, next_at)"
-        " SELECT $1, $2, $3, 'retrying', $4, $5, $6, $7, $8"
-        " WHERE EXISTS (SELECT FROM webhooks WHERE id = $1)"
+        " SELECT $1, $2, $3, 'retrying', $4, $5, $6, $7, $8 FROM ours"
         " ON CONFLICT (webhook_id, seq) DO UPDATE SET kind = excluded.kind, state = 'retrying',"
         " attempts = excluded.attempts, status = excluded.status, error = excluded.error,"
         " at = excluded.at, next_at = excluded.next_at",
@@ -414,6 +426,7 @@ async def postpone(connection: Connection, delivery: Delivery) -> None:
         delivery.error,
         delivery.at,
         delivery.next_at,
+        webhook.version,
     )
 
 

@@ -205,7 +205,7 @@ class Deliverer:
             delay_s = delay_most_s(self.settings, attempts) * random.uniform(_JITTER_LEAST, 1.0)
             _log.info("webhook_not_taken", webhook=str(hook.id), seq=entry.seq, error=outcome.error)
             note = _note(hook, entry, kind, "retrying", attempts, outcome, delay_s)
-            await self._stored(lambda c, n=note: store.postpone(c, n))
+            await self._stored(lambda c, n=note: store.postpone(c, hook, n))
             await _waiting(delay_s)
         return await self._settle(hook, entry, kind, attempts, outcome)
 

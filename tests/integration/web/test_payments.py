@@ -323,6 +323,35 @@ async def test_while_withdrawals_are_halted_nothing_leaves_and_afterwards_it_goe
         assert again.status_code == 201, "a refusal of the moment is not kept"
 
 
+async def test_of_a_frozen_account_what_the_provider_never_got_is_not_sent_again(
+    fast: Any, dispatch: Any, database_url: str, eventually: Any
+) -> None:
+    provider = Scripted(ProviderAmbiguous("?"))
+    async with fast.client("ann") as ann, fast.client("root") as root:
+        account = await fast.cash(ann, USDT="100")
+        payment = await paid(ann, account, "30")
+        await fast.committer.commit(
+            SubmitWithdrawal(new_id(), SYSTEM, UUID(account["id"]), UUID(payment["id"]))
+        )  # killed before the request left
+
+        async def becomes(status: str) -> None:
+            answer = await root.patch(
+                f"/v1/accounts/{account['id']}",
+                json={"status": status},
+                headers={"If-Match": "*"},
+            )
+            assert answer.status_code == 200, answer.text
+
+        await becomes("frozen")
+        await dispatch(fast, database_url, provider)
+        await eventually(lambda: provider.calls.count("look_up") > 2)
+        assert provider.calls.count("submit") == 0
+        now = (await ann.get(f"/v1/payments/{payment['id']}")).json()
+        assert (now["state"], now["held"]) == ("submitted", "30")
+        await becomes("open")
+        await eventually(lambda: list(provider.paid) == [UUID(payment["id"])], timeout_s=30)
+
+
 async def test_only_one_process_dispatches(
     fast: Any, new_site: Any, dispatch: Any, database_url: str, eventually: Any
 ) -> None:

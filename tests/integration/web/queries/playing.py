@@ -169,7 +169,7 @@ async def ask_webhooks(site: Any, account_id: UUID) -> None:
         for number, state in ((1, "retrying"), (2, "dead"), (3, "delivered")):
             what = webhooks.Delivery(hook.id, number, "order.filled", state, 1, 500, "no", now, now)
             if state == "retrying":
-                await webhooks.postpone(connection, what)
+                await webhooks.postpone(connection, hook, what)
                 assert await webhooks.retrying(connection, hook.id, number)
             else:
                 await webhooks.settle(connection, hook, what, digest, 1)
