@@ -39,14 +39,17 @@ async def look(url: str, key: dict[str, Any]) -> Venue:
                 ("/api/v3/allOrders", "orderId", "orderId", there.orders),
                 ("/api/v3/myTrades", "id", "fromId", there.trades),
             ):
-                from_id = 0
+                from_id, ends = 0, []
                 while True:
                     query = {"symbol": symbol, from_name: from_id, "limit": _PAGE}
                     page = await _signed(client, key, path, query)
-                    kept.extend(page)
+                    kept.extend(item for item in page if item not in ends)
                     if len(page) < _PAGE:
                         break
-                    from_id = max(item[id_name] for item in page) + 1
+                    # Both sides of a trade between two orders of ours have its id, and a page may
+                    # end between them.
+                    from_id = page[-1][id_name]
+                    ends = [item for item in page if item[id_name] == from_id]
         account = await _signed(client, key, "/api/v3/account", {})
     for balance in account["balances"]:
         there.balances[balance["asset"]] = Decimal(balance["free"]) + Decimal(balance["locked"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -116,8 +116,13 @@ class AccountLists:
         cursor: str,
         weight: int = 20,
     ) -> list[dict[str, Any]]:
-        """A whole list, page by page; the venue orders it by `key`."""
+        """A whole list, page by page; the venue orders it by `key`.
+
+        Each page begins where the one before it ended: of a trade between two orders of ours both
+        sides have one id, and a page may end between them.
+        """
         found: list[dict[str, Any]] = []
+        ends: set[tuple[int, int]] = set()
         asked = {**params, "limit": _PAGE}
         for _ in range(_PAGES_MAX):
             page = await self._rest.get(
@@ -125,14 +130,16 @@ class AccountLists:
             )
             if not isinstance(page, list):
                 raise VenueDown(f"unreadable answer to {path}", "unreadable")
-            found += page
+            names = readable(partial(_names, page, key))
+            found += [item for item, name in zip(page, names, strict=True) if name not in ends]
             if len(page) < _PAGE:
                 return found
             # A cursor and a start time exclude each other; the cursor is later than the start.
             asked.pop("startTime", None)
-            asked[cursor] = readable(partial(_number, page[-1], key)) + 1
+            last = asked[cursor] = names[-1][0]
+            ends = {name for name in names if name[0] == last}
         raise VenueDown(f"{path} is longer than {_PAGES_MAX} pages", "too_long")
 
 
-def _number(item: Mapping[str, Any], key: str) -> int:
-    return int(item[key])
+def _names(page: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, int]]:
+    return [(int(item[key]), int(item["orderId"])) for item in page]
