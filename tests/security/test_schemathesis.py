@@ -23,6 +23,7 @@ SELF_ENDING = ("end_session", "end_sessions", "change_password", "revoke_tokens"
 """Operations after which the session that asks is over: they are tried apart, last."""
 EVENTS = "follow_events"
 ACCOUNTS = "list_accounts"
+BULK = "create_transfers_in_bulk"
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "412", "428", "429", "503"]
 REFUSED = [
     *("400", "401", "403", "404", "405", "406", "408", "409", "412", "413", "414", "415", "422"),
@@ -58,12 +59,18 @@ def rules(document: dict[str, Any], parameters: dict[str, Any]) -> str:
                 more.append("422")  # filters of which one forbids the others
             if operation["operationId"] == EVENTS:
                 more += ["400", "422"]  # wishes in a language of their own
+            checks = []
             if more:
+                checks.append(("positive_data_acceptance", ACCEPTED + more))
+            if operation["operationId"] == BULK:
+                # An item that breaks a rule is refused by itself, within a good answer.
+                checks.append(("negative_data_rejection", [*REFUSED, "200"]))
+            if checks:
+                name = json.dumps(operation["operationId"])
+                lines += ["[[operations]]", f"include-operation-id = {name}"]
                 lines += [
-                    "[[operations]]",
-                    f"include-operation-id = {json.dumps(operation['operationId'])}",
-                    "checks.positive_data_acceptance.expected-statuses = "
-                    + json.dumps(ACCEPTED + more),
+                    f"checks.{check}.expected-statuses = {json.dumps(statuses)}"
+                    for check, statuses in checks
                 ]
     return "\n".join(lines) + "\n"
 
