@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from operator import attrgetter
 from typing import Any, Final, overload
 
 import structlog
@@ -51,6 +52,7 @@ _BATCH_WHOLE: Final = 64
 _ROW: Final = 32
 """Commands that are decided in a row, where so many come at once."""
 _CAREFUL_BATCHES: Final = 8
+_SINCE: Final = attrgetter("since_s")
 
 _BATCH_SIZE = Histogram(
     "tbot_committer_batch_commands",
@@ -374,9 +376,8 @@ class Committer:
 
     def _refuse_late(self) -> None:
         """Answer what waited longer than it may: certainly not executed."""
-        batch = self._next
         before_s = clock.boot_s() - self._settings.queue_age_s_max
-        if batch is not None and batch.pendings and batch.pendings[0].since_s < before_s:
+        if self._next is not None and _some_late(self._next.pendings, before_s):
             self._give_up_next()
         for late in self._queue.expired(self._settings.queue_age_s_max):
             if self.healthy and not self._outages:
@@ -571,6 +572,16 @@ class Committer:
             for listener in self._listeners:
                 listener(batch.entries)
             self._bus.wake(batch.wakes)
+
+
+def _some_late(pendings: Sequence[Pending], before_s: float) -> bool:
+    """Whether one that may not wait for ever came before then; more urgent ones stand before it."""
+    if min(map(_SINCE, pendings), default=before_s) >= before_s:  # nearly always
+        return False
+    return any(
+        pending.since_s < before_s and pending.command.priority is not Priority.REPORT
+        for pending in pendings
+    )
 
 
 async def _send(connection: Connection, sql: str, parameters: Sequence[Any]) -> None:
