@@ -408,6 +408,9 @@ class Committer:
             except Exception as error:  # noqa: BLE001 - sorted out in _recover
                 work.extend(await self._recover(batch, error))
             else:
+                if batch.left:  # what comes after those waits behind them
+                    batch.left += [pending for later in reversed(work) for pending in later]
+                    work.clear()
                 self._finish(batch)
 
     async def _ready(self, group: list[Pending]) -> list[Pending]:

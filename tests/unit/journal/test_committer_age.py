@@ -31,7 +31,7 @@ def _waiting(priority: Priority, age_s: float) -> Pending:
 
 @pytest.mark.parametrize("urgent", [Priority.REPORT, Priority.CANCEL])
 async def test_an_order_is_refused_in_time_behind_what_is_younger(urgent: Priority) -> None:
-    committer = Committer(_never, Projections([]), CommitterSettings(queue_age_s_max=60), Bus())
+    committer = Committer(_never, Projections(), CommitterSettings(queue_age_s_max=60), Bus())
     first, order = _waiting(urgent, 0), _waiting(Priority.NEW, 61)
     committer._next = AheadBatch([first, order])
     committer._refuse_late()
@@ -41,7 +41,7 @@ async def test_an_order_is_refused_in_time_behind_what_is_younger(urgent: Priori
 
 
 async def test_a_report_that_waits_for_long_is_not_decided_again_for_it() -> None:
-    committer = Committer(_never, Projections([]), CommitterSettings(queue_age_s_max=60), Bus())
+    committer = Committer(_never, Projections(), CommitterSettings(queue_age_s_max=60), Bus())
     batch = committer._next = AheadBatch([_waiting(Priority.REPORT, 61)])
     committer._refuse_late()
     assert committer._next is batch
