@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import structs
 
 from tbot.core.ids import order_id_of, venue_client_id
+from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import GatewaySettings, MarketSettings
 from tbot.market.book import Reference
 from tbot.market.feed import MarketFeed
@@ -138,6 +139,16 @@ def command(desk: Any, account: UUID, feed: MarketFeed, instrument: Any, rng: An
     return structs.replace(order, reference=reference, instrument=instrument, send_within_s=1.0)
 
 
+async def accepted(desk: Any, placing: Any) -> Order | None:
+    """The order, or None while the account has as many open ones as it may."""
+    outcome = await desk.committer.commit(placing)
+    if isinstance(outcome, Refused):
+        assert outcome.reason is Reason.MAX_OPEN_ORDERS, outcome
+        return None
+    order: Order = outcome.result.order
+    return order
+
+
 async def settled(pool: asyncpg.Pool[Any], timeout_s: float = 40.0) -> list[Order]:
     """Every order, once none is in doubt or under way any more."""
     async with asyncio.timeout(timeout_s):
@@ -227,15 +238,16 @@ async def test_random_faults_of_the_exchange(
             )  # fmt: skip
             params = {"kind": kind, "count": 1}
             await venue._rest.post("/paper/v1/faults", params, weight=1, priority=0)  # type: ignore[arg-type]
-        outcome = await desk.committer.commit(command(desk, account, feed, instrument, rng))
-        placed.append(outcome.result.order)
+        order = await accepted(desk, command(desk, account, feed, instrument, rng))
+        if order is not None:
+            placed.append(order)
         if rng.random() < 0.3:
             await desk.cancel(rng.choice(placed))
         await asyncio.sleep(rng.random() * 0.01)
     orders = await agreed(venue, pool)
     states = states_of(orders)
     assert states["filled"] > 50
-    assert len(orders) == count
+    assert {order.id for order in orders} == {order.id for order in placed}
     await feed.stop()
     await desk.verified()
 
@@ -253,16 +265,16 @@ async def test_kill_the_exchange_while_orders_flow(
     account = await funded(desk, venue, USDT="1000000", BTC="10")
     feed, instrument = await market(venue)
     rng = random.Random(12)
-    acknowledged = 0
+    placed: list[Order] = []
     for _ in range(kills):
         async with asyncio.TaskGroup() as group:
             stop = asyncio.Event()
 
             async def trade(until: asyncio.Event = stop) -> None:
-                nonlocal acknowledged
                 while not until.is_set():
-                    await desk.committer.commit(command(desk, account, feed, instrument, rng))
-                    acknowledged += 1
+                    order = await accepted(desk, command(desk, account, feed, instrument, rng))
+                    if order is not None:
+                        placed.append(order)
                     await asyncio.sleep(rng.random() * 0.01)
 
             for _ in range(3):
@@ -278,7 +290,7 @@ async def test_kill_the_exchange_while_orders_flow(
                 await asyncio.sleep(0.02)
     orders = await agreed(venue, pool)
     states = states_of(orders)
-    assert len(orders) == acknowledged
+    assert {order.id for order in orders} == {order.id for order in placed}
     assert states["filled"] > 20
     await feed.stop()
     await desk.verified()
