@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -250,10 +250,15 @@ async def _exported_fills(
             )
         if found:
             before = found[-1].seq
-            rows = [_fill_json(fill) for fill in found]
-            yield ndjson(rows) if format is Format.NDJSON else csv_lines(map(_fill_cells, rows))
+            yield _fill_lines(found, format)
         if len(found) < EXPORT_PAGE:
             return
+
+
+def _fill_lines(fills: Sequence[Fill], format: Format) -> bytes:
+    # What is made for a page is gone before the next one is read.
+    rows = map(_fill_json, fills)
+    return ndjson(rows) if format is Format.NDJSON else csv_lines(map(_fill_cells, rows))
 
 
 def _fill_cells(row: dict[str, Any]) -> list[Any]:

@@ -27,8 +27,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import structs
 
 from tbot.core.ids import order_id_of, venue_client_id
-from tbot.core.refusals import Reason, Refused
 from tbot.core.settings import GatewaySettings, MarketSettings
+from tbot.journal.commands import Accepted
+from tbot.ledger.entries import Limits
 from tbot.market.book import Reference
 from tbot.market.feed import MarketFeed
 from tbot.orders import store
@@ -44,6 +45,9 @@ SETTINGS = GatewaySettings(
     unknown_interval_s=0.2,
     answer_timeout_s=10.5,
     open_orders_interval_s=5,
+)
+LIMITS = Limits(
+    max_order_notional=Decimal(1_000_000), max_open_orders=100_000, price_collar=Decimal("0.05")
 )
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -105,7 +109,7 @@ async def venue(exchange: Exchange) -> AsyncIterator[BinanceVenue]:
 
 async def funded(desk: Any, venue: BinanceVenue, **amounts: str) -> UUID:
     """An account whose deposits the exchange has as well."""
-    account_id: UUID = await desk.open(**amounts)
+    account_id: UUID = await desk.open(limits=LIMITS, **amounts)
     for asset, amount in amounts.items():
         await venue.deposit(f"{account_id}:{asset}", asset, Decimal(amount))
     return account_id
@@ -139,12 +143,10 @@ def command(desk: Any, account: UUID, feed: MarketFeed, instrument: Any, rng: An
     return structs.replace(order, reference=reference, instrument=instrument, send_within_s=1.0)
 
 
-async def accepted(desk: Any, placing: Any) -> Order | None:
-    """The order, or None while the account has as many open ones as it may."""
+async def accepted(desk: Any, placing: Any) -> Order:
+    """The order; none of these is refused."""
     outcome = await desk.committer.commit(placing)
-    if isinstance(outcome, Refused):
-        assert outcome.reason is Reason.MAX_OPEN_ORDERS, outcome
-        return None
+    assert isinstance(outcome, Accepted), outcome
     order: Order = outcome.result.order
     return order
 
@@ -238,15 +240,14 @@ async def test_random_faults_of_the_exchange(
             )  # fmt: skip
             params = {"kind": kind, "count": 1}
             await venue._rest.post("/paper/v1/faults", params, weight=1, priority=0)  # type: ignore[arg-type]
-        order = await accepted(desk, command(desk, account, feed, instrument, rng))
-        if order is not None:
-            placed.append(order)
+        placed.append(await accepted(desk, command(desk, account, feed, instrument, rng)))
         if rng.random() < 0.3:
             await desk.cancel(rng.choice(placed))
         await asyncio.sleep(rng.random() * 0.01)
     orders = await agreed(venue, pool)
     states = states_of(orders)
     assert states["filled"] > 50
+    assert len(orders) == count
     assert {order.id for order in orders} == {order.id for order in placed}
     await feed.stop()
     await desk.verified()
@@ -272,9 +273,9 @@ async def test_kill_the_exchange_while_orders_flow(
 
             async def trade(until: asyncio.Event = stop) -> None:
                 while not until.is_set():
-                    order = await accepted(desk, command(desk, account, feed, instrument, rng))
-                    if order is not None:
-                        placed.append(order)
+                    placed.append(
+                        await accepted(desk, command(desk, account, feed, instrument, rng))
+                    )
                     await asyncio.sleep(rng.random() * 0.01)
 
             for _ in range(3):
